@@ -75,6 +75,28 @@ pub enum StoreError {
         /// What was expected, what is there, and what to do.
         reason: String,
     },
+    /// A checkpoint of this step exists with other content.
+    #[error(
+        "{url} exists with another content: the same step gave two states; stop both runs and look for the worker that computes differently"
+    )]
+    ConflictingCheckpoint {
+        /// Address of the manifest.
+        url: String,
+        /// The step.
+        step: u64,
+    },
+    /// The run in this store follows another recipe.
+    #[error(
+        "{url} belongs to the recipe {stored}, but this one is {ours}; give the new run another store, or go back to the stored recipe"
+    )]
+    OtherRecipe {
+        /// Address of the stored recipe.
+        url: String,
+        /// Its identity.
+        stored: String,
+        /// The identity of the recipe that was given.
+        ours: String,
+    },
 }
 
 impl StoreError {

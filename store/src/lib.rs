@@ -4,10 +4,12 @@
 //! digest it was given without checking it. Start reading at [`Store`].
 
 mod address;
+pub mod checkpoint;
 mod create_only;
 mod digest;
 mod error;
 mod object;
+pub mod run;
 #[cfg(feature = "testing")]
 pub mod testing;
 
