@@ -1,1 +1,4 @@
 //! store
+
+pub mod corpus;
+pub mod indexed;
