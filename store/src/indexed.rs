@@ -248,7 +248,9 @@ impl<W: Write> ShardWriter<W> {
         let length = i32::try_from(num_tokens).map_err(|_| IndexedError::DocumentTooLong { num_tokens })?;
         self.buffer.clear();
         self.buffer.extend(ids.iter().flat_map(|id| id.to_le_bytes()));
-        self.bin.write_all(&self.buffer).map_err(|source| IndexedError::Io { file: "a shard's .bin".into(), source })?;
+        self.bin
+            .write_all(&self.buffer)
+            .map_err(|source| IndexedError::Io { file: "a shard's .bin".into(), source })?;
         self.sequence_lengths.push(length);
         self.num_tokens += num_tokens as u64;
         Ok(())
