@@ -7,6 +7,8 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use crate::{Digest, Store, StoreError};
+
 /// Where a corpus keeps its manifest.
 pub const MANIFEST_KEY: &str = "manifest.json";
 
@@ -17,6 +19,8 @@ pub const FORMAT_VERSION: u32 = 1;
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // the messages name the fields
 pub enum ManifestError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
     #[error("{manifest}: not a corpus manifest: {source}")]
     Json { manifest: String, source: serde_json::Error },
     #[error("{manifest}: format_version {found}, and this polo reads {FORMAT_VERSION}; prepare the corpus again")]
@@ -29,8 +33,6 @@ pub enum ManifestError {
     EmptySource { manifest: String, name: String },
     #[error("{manifest}: source '{name}': {field} is {stated}, but its shards sum to {summed}")]
     WrongSum { manifest: String, name: String, field: &'static str, stated: u64, summed: u64 },
-    #[error("{manifest}: {key}: '{found}' is not a digest (64 lower-case hexadecimal digits)")]
-    BadDigest { manifest: String, key: String, found: String },
     #[error("{manifest}: eos_id {eos_id} is not below vocab_size {vocab_size}")]
     EosOutsideVocabulary { manifest: String, eos_id: u32, vocab_size: u64 },
 }
@@ -41,8 +43,8 @@ pub enum ManifestError {
 pub struct CorpusManifest {
     /// [`FORMAT_VERSION`].
     pub format_version: u32,
-    /// BLAKE3 of the tokenizer file the text was encoded with.
-    pub tokenizer_digest: String,
+    /// Digest of the tokenizer file the text was encoded with.
+    pub tokenizer_digest: Digest,
     /// Highest token id of the tokenizer, added tokens included, plus one: the least vocabulary a model must have.
     pub vocab_size: u64,
     /// The id that ends each document.
@@ -82,13 +84,18 @@ pub struct ShardEntry {
     pub num_tokens: u64,
     /// Documents in the shard.
     pub num_documents: u64,
-    /// BLAKE3 of the token file.
-    pub bin_digest: String,
-    /// BLAKE3 of the index file.
-    pub idx_digest: String,
+    /// Digest of the token file.
+    pub bin_digest: Digest,
+    /// Digest of the index file.
+    pub idx_digest: Digest,
 }
 
 impl CorpusManifest {
+    /// Reads and checks the manifest of the corpus at `store`.
+    pub async fn load(store: &Store) -> Result<Self, ManifestError> {
+        Self::parse(&store.url_of(MANIFEST_KEY), &store.get(MANIFEST_KEY).await?)
+    }
+
     /// Reads and checks a manifest; `manifest` says in errors where it came from.
     pub fn parse(manifest: &str, bytes: &[u8]) -> Result<Self, ManifestError> {
         let json_error = |source| ManifestError::Json { manifest: manifest.to_owned(), source };
@@ -111,11 +118,11 @@ impl CorpusManifest {
         bytes
     }
 
-    /// The corpus digest: BLAKE3, in hexadecimal, of the manifest's fields in their declared order as compact JSON. It
+    /// The corpus digest: that of the manifest's fields in their declared order as compact JSON. It
     /// does not depend on how the stored file is laid out, and through the shards' digests it covers every token.
-    pub fn digest(&self) -> String {
+    pub fn digest(&self) -> Digest {
         let canonical = serde_json::to_vec(self).unwrap_or_default(); // plain fields only: it cannot fail
-        blake3::hash(&canonical).to_hex().to_string()
+        Digest::of(&canonical)
     }
 
     /// The source called `name`.
@@ -133,7 +140,6 @@ impl CorpusManifest {
             let (eos_id, vocab_size) = (self.eos_id, self.vocab_size);
             return Err(ManifestError::EosOutsideVocabulary { manifest: manifest(), eos_id, vocab_size });
         }
-        check_digest(manifest(), "tokenizer_digest", &self.tokenizer_digest)?;
         let mut names = BTreeSet::new();
         for source in &self.sources {
             if !names.insert(&source.name) {
@@ -161,18 +167,6 @@ impl Source {
                 return Err(ManifestError::WrongSum { manifest, name: self.name.clone(), field, stated, summed });
             }
         }
-        for shard in &self.shards {
-            check_digest(manifest.clone(), &shard.bin_key, &shard.bin_digest)?;
-            check_digest(manifest.clone(), &shard.idx_key, &shard.idx_digest)?;
-        }
         Ok(())
     }
-}
-
-/// Digests become file names in shard caches, so nothing else may pass.
-fn check_digest(manifest: String, key: &str, digest: &str) -> Result<(), ManifestError> {
-    if digest.len() == 64 && digest.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
-        return Ok(());
-    }
-    Err(ManifestError::BadDigest { manifest, key: key.to_owned(), found: digest.to_owned() })
 }

@@ -1,4 +1,18 @@
-//! store
+//! Where Polo's bytes live: object stores, digests, checkpoints, Hugging Face folders, token shards.
+//!
+//! This crate never decides what to train or who does it, never waits without a bound, and never hands out bytes whose
+//! digest it was given without checking it. Start reading at [`Store`].
 
+mod address;
 pub mod corpus;
+mod create_only;
+mod digest;
+mod error;
 pub mod indexed;
+mod object;
+#[cfg(feature = "testing")]
+pub mod testing;
+
+pub use digest::{Digest, ParseDigestError};
+pub use error::StoreError;
+pub use object::{Entry, Store};

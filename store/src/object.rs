@@ -1,0 +1,186 @@
+//! One way to reach bytes by key, whether they lie in a folder, in S3 or in memory.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::TryStreamExt;
+use object_store::path::Path;
+use object_store::{Error as ObjectError, ObjectStore, ObjectStoreExt, PutMode, PutPayload, WriteMultipart};
+
+use crate::address::{RETRY_LIMIT, connect, join_url};
+use crate::create_only::{Attempt, Backoff, create_only};
+use crate::error::StoreError;
+
+/// Objects longer than this are sent in parts.
+const MULTIPART_THRESHOLD_BYTES: usize = 64 << 20;
+const PART_BYTES: usize = 16 << 20;
+const MAX_PARTS_IN_FLIGHT: usize = 4;
+
+/// An object in a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Key relative to the store that was listed.
+    pub key: String,
+    /// Length of the object.
+    pub num_bytes: u64,
+}
+
+/// A place where objects are kept under keys such as `checkpoints/000000000010.json`. Cheap to clone.
+///
+/// Every operation is tried again on transient failures, for 30 s at most. Objects appear whole or not at all.
+#[derive(Debug, Clone)]
+pub struct Store {
+    objects: Arc<dyn ObjectStore>,
+    single_try: Arc<dyn ObjectStore>,
+    prefix: Path,
+    url: String,
+}
+
+impl Store {
+    /// The store at `url`: a path or `file:///path` (the folder is made when missing), `s3://bucket/prefix` (settings
+    /// from the `AWS_*` environment, `AWS_ENDPOINT_URL` for other servers than Amazon's), or `memory://name` (one per
+    /// process and name, for tests). Nothing remote is contacted yet.
+    pub fn open(url: &str) -> Result<Self, StoreError> {
+        Self::open_with(url, &[])
+    }
+
+    /// As [`Store::open`], with `AWS_*` settings that go before those of the environment.
+    pub fn open_with(url: &str, options: &[(String, String)]) -> Result<Self, StoreError> {
+        let connected = connect(url, options)?;
+        Ok(Self {
+            objects: connected.objects,
+            single_try: connected.single_try,
+            prefix: connected.prefix,
+            url: connected.url,
+        })
+    }
+
+    /// The store's address, without a final slash.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The full address of `key`, for messages.
+    pub fn url_of(&self, key: &str) -> String {
+        if key.is_empty() { self.url.clone() } else { format!("{}/{key}", self.url) }
+    }
+
+    /// The part of this store under `prefix`.
+    pub fn child(&self, prefix: &str) -> Self {
+        let prefix = Path::from_iter(prefix.split('/').filter(|part| !part.is_empty()));
+        let url = join_url(&self.url, &prefix);
+        Self { prefix: self.prefix.parts().chain(prefix.parts()).collect(), url, ..self.clone() }
+    }
+
+    /// The whole object.
+    pub async fn get(&self, key: &str) -> Result<Bytes, StoreError> {
+        let path = self.path(key)?;
+        self.tried("read", key, async { self.objects.get(&path).await?.bytes().await }).await
+    }
+
+    /// The bytes `range` of the object. A range that ends past the object is an error.
+    pub async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
+        let path = self.path(key)?;
+        let bytes = self.tried("read a range of", key, self.objects.get_range(&path, range.clone())).await?;
+        if bytes.len() as u64 != range.end - range.start {
+            let reason = format!("it ends at byte {}, but {range:?} was asked for", range.start + bytes.len() as u64);
+            return Err(StoreError::damaged(self.url_of(key), reason));
+        }
+        Ok(bytes)
+    }
+
+    /// Length of the object.
+    pub async fn size_bytes(&self, key: &str) -> Result<u64, StoreError> {
+        let path = self.path(key)?;
+        Ok(self.tried("look up", key, self.objects.head(&path)).await?.size)
+    }
+
+    /// Whether the object is there.
+    pub async fn exists(&self, key: &str) -> Result<bool, StoreError> {
+        match self.size_bytes(key).await {
+            Ok(_) => Ok(true),
+            Err(e) if e.is_not_found() => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Writes the object, over what was there.
+    pub async fn put(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
+        let path = self.path(key)?;
+        self.tried("write", key, async {
+            if bytes.len() > MULTIPART_THRESHOLD_BYTES {
+                return self.put_parts(&path, bytes).await;
+            }
+            self.objects.put(&path, bytes.into()).await.map(drop)
+        })
+        .await
+    }
+
+    async fn put_parts(&self, path: &Path, mut bytes: Bytes) -> Result<(), ObjectError> {
+        let upload = self.objects.put_multipart(path).await?;
+        let mut writer = WriteMultipart::new_with_chunk_size(upload, PART_BYTES);
+        while !bytes.is_empty() {
+            writer.wait_for_capacity(MAX_PARTS_IN_FLIGHT).await?;
+            writer.put(bytes.split_to(PART_BYTES.min(bytes.len())));
+        }
+        writer.finish().await.map(drop)
+    }
+
+    /// Writes the object if there is none; `true` when this call made it.
+    ///
+    /// When an answer was lost on the way, the object is read back, and it counts as ours if its bytes are ours. Writers
+    /// that must tell themselves apart therefore write bytes that differ.
+    pub async fn put_if_absent(&self, key: &str, bytes: Bytes) -> Result<bool, StoreError> {
+        let path = self.path(key)?;
+        let (path, bytes) = (&path, &bytes);
+        let try_put = move || async move {
+            let payload = PutPayload::from(bytes.clone());
+            let put = self.single_try.put_opts(path, payload, PutMode::Create.into()).await;
+            Attempt::from_put(put.map(drop))
+        };
+        let is_ours = move || async move { Ok(self.objects.get(path).await?.bytes().await? == *bytes) };
+        let backoff = Backoff { first: Duration::from_millis(100), limit: RETRY_LIMIT };
+        self.tried("create", key, create_only(try_put, is_ours, backoff)).await
+    }
+
+    /// All objects under the folder `prefix` ("" for all), sorted by key.
+    pub async fn list(&self, prefix: &str) -> Result<Vec<Entry>, StoreError> {
+        let folder = self.path(prefix)?;
+        let metas: Vec<_> = self.tried("list", prefix, self.objects.list(Some(&folder)).try_collect()).await?;
+        let skip = if self.prefix.as_ref().is_empty() { 0 } else { self.prefix.as_ref().len() + 1 };
+        let entry = |meta: object_store::ObjectMeta| Entry {
+            key: meta.location.as_ref()[skip..].to_owned(),
+            num_bytes: meta.size,
+        };
+        let mut entries: Vec<_> = metas.into_iter().map(entry).collect();
+        entries.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(entries)
+    }
+
+    /// Removes the object; fine when it is gone already.
+    pub async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        let path = self.path(key)?;
+        match self.tried("delete", key, self.objects.delete(&path)).await {
+            Err(e) if e.is_not_found() => Ok(()),
+            other => other,
+        }
+    }
+
+    fn path(&self, key: &str) -> Result<Path, StoreError> {
+        let bad = |e: object_store::path::Error| StoreError::BadUrl { url: self.url_of(key), reason: e.to_string() };
+        let key = Path::parse(key).map_err(bad)?;
+        Ok(self.prefix.parts().chain(key.parts()).collect())
+    }
+
+    async fn tried<T>(
+        &self,
+        action: &'static str,
+        key: &str,
+        work: impl Future<Output = Result<T, ObjectError>>,
+    ) -> Result<T, StoreError> {
+        let start = Instant::now();
+        work.await.map_err(|e| StoreError::from_object(e, self.url_of(key), action, start.elapsed()))
+    }
+}

@@ -1,0 +1,136 @@
+//! What every store must do, run on memory, a folder and a real S3 server.
+
+use bytes::Bytes;
+use polo_store::testing::{SeaweedFs, settings};
+use polo_store::{Store, StoreError};
+
+fn bytes(text: &str) -> Bytes {
+    Bytes::copy_from_slice(text.as_bytes())
+}
+
+async fn keeps_the_contract(store: &Store) {
+    reads_back_what_was_written(store).await;
+    names_missing_objects(store).await;
+    lists_in_order(store).await;
+    creates_once(store).await;
+    one_of_ten_creators_wins(store).await;
+    sends_large_objects(store).await;
+}
+
+async fn reads_back_what_was_written(store: &Store) {
+    store.put("a/data", bytes("0123456789")).await.expect("put");
+    assert_eq!(store.get("a/data").await.expect("get"), "0123456789");
+    assert_eq!(store.get_range("a/data", 2..5).await.expect("range"), "234");
+    assert_eq!(store.size_bytes("a/data").await.expect("size"), 10);
+    let past_the_end = store.get_range("a/data", 8..12).await.expect_err("ends at 10").to_string();
+    assert!(past_the_end.contains("a/data"), "{past_the_end}");
+    store.put("a/data", bytes("new")).await.expect("overwrite");
+    assert_eq!(store.child("a").get("data").await.expect("get through a child"), "new");
+    store.put("empty", Bytes::new()).await.expect("put nothing");
+    assert_eq!(store.get("empty").await.expect("get nothing"), "");
+}
+
+async fn names_missing_objects(store: &Store) {
+    for result in [store.get("no/such").await.map(drop), store.size_bytes("no/such").await.map(drop)] {
+        let error = result.expect_err("missing");
+        assert!(error.is_not_found() && error.to_string().contains(&store.url_of("no/such")), "{error}");
+    }
+    assert!(!store.exists("no/such").await.expect("exists"));
+    store.put("gone", bytes("x")).await.expect("put");
+    store.delete("gone").await.expect("delete");
+    store.delete("gone").await.expect("delete again");
+    assert!(!store.exists("gone").await.expect("exists"));
+}
+
+async fn lists_in_order(store: &Store) {
+    for key in ["list/b", "list/a/2", "list/a/10", "list/c", "listed"] {
+        store.put(key, bytes(key)).await.expect("put");
+    }
+    let entries = store.list("list").await.expect("list");
+    let keys: Vec<_> = entries.iter().map(|e| (e.key.as_str(), e.num_bytes)).collect();
+    assert_eq!(keys, [("list/a/10", 9), ("list/a/2", 8), ("list/b", 6), ("list/c", 6)]);
+    let through_child = store.child("list").list("a").await.expect("list a child");
+    assert_eq!(through_child.iter().map(|e| e.key.as_str()).collect::<Vec<_>>(), ["a/10", "a/2"]);
+    assert_eq!(store.list("nothing/here").await.expect("list"), []);
+}
+
+async fn creates_once(store: &Store) {
+    assert!(store.put_if_absent("once", bytes("first")).await.expect("create"));
+    assert!(!store.put_if_absent("once", bytes("first")).await.expect("create again"));
+    assert!(!store.put_if_absent("once", bytes("second")).await.expect("create another"));
+    assert_eq!(store.get("once").await.expect("get"), "first");
+}
+
+async fn one_of_ten_creators_wins(store: &Store) {
+    let race = |n: usize| {
+        let store = store.clone();
+        tokio::spawn(async move { store.put_if_absent("race", bytes(&n.to_string())).await.expect("create") })
+    };
+    let racers: Vec<_> = (0..10).map(race).collect();
+    let mut winners = Vec::new();
+    for (n, racer) in racers.into_iter().enumerate() {
+        if racer.await.expect("no panic") {
+            winners.push(n.to_string());
+        }
+    }
+    assert_eq!(winners.len(), 1, "winners: {winners:?}");
+    assert_eq!(store.get("race").await.expect("get"), winners[0]);
+}
+
+async fn sends_large_objects(store: &Store) {
+    let large: Bytes = (0..(65usize << 20)).map(|i| (i * 31 >> 7) as u8).collect();
+    store.put("large", large.clone()).await.expect("put in parts");
+    assert!(store.get("large").await.expect("get") == large, "a large object came back changed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_keeps_the_contract() {
+    keeps_the_contract(&Store::open("memory://contract/deep/er").expect("open")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_keeps_the_contract() {
+    let folder = tempfile::tempdir().expect("tempdir");
+    let path = folder.path().join("with a space");
+    keeps_the_contract(&Store::open(path.to_str().expect("utf-8")).expect("open")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s3_keeps_the_contract() {
+    let server = SeaweedFs::start(&SeaweedFs::default_binary(), "polo").await.expect("seaweedfs");
+    keeps_the_contract(&server.store("runs/one").expect("open")).await;
+    names_a_missing_bucket(&server).await;
+}
+
+async fn names_a_missing_bucket(server: &SeaweedFs) {
+    let store = Store::open_with("s3://absent/x", &server.settings()).expect("open");
+    let answers =
+        [store.get("k").await.map(drop), store.list("").await.map(drop), store.put("k", bytes("v")).await.map(drop)];
+    for answer in answers {
+        let error = answer.expect_err("the bucket is missing");
+        assert!(matches!(error, StoreError::MissingBucket { .. }), "{error:?}");
+        assert!(error.to_string().contains("s3://absent/x"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn addresses_are_understood_or_refused_by_name() {
+    let opened = |url: &str| Store::open_with(url, &settings("http://127.0.0.1:1")).map(|s| s.url().to_owned());
+    assert_eq!(opened("s3://bucket/a/b/").expect("s3"), "s3://bucket/a/b");
+    assert_eq!(opened("memory://addresses").expect("memory"), "memory://addresses");
+    let folder = tempfile::tempdir().expect("tempdir");
+    let url = format!("file://{}/new", folder.path().display());
+    assert_eq!(opened(&url).expect("file"), url);
+    assert!(folder.path().join("new").is_dir());
+    for bad in ["gopher://x/y", "s3://", "file://host/relative", "memory://"] {
+        let error = opened(bad).expect_err("refused").to_string();
+        assert!(error.contains(bad), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn stores_with_one_memory_name_are_one() {
+    let (a, b) = (Store::open("memory://one").expect("open"), Store::open("memory://one/x").expect("open"));
+    a.put("x/k", bytes("v")).await.expect("put");
+    assert_eq!(b.get("k").await.expect("get"), "v");
+}
