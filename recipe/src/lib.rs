@@ -6,3 +6,4 @@
 pub mod ids;
 pub mod layout;
 pub mod model;
+pub mod slots;
