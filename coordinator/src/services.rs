@@ -138,5 +138,5 @@ impl v1::control_server::Control for Services {
 /// Whether a message is the last that a session carries.
 pub(crate) fn is_farewell(response: &v1::SessionResponse) -> bool {
     use session_response::Message;
-    matches!(response.message, Some(Message::Refused(_) | Message::Release(_)))
+    matches!(response.message, Some(Message::Refused(_) | Message::GivenUp(_) | Message::Release(_)))
 }

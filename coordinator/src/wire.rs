@@ -63,7 +63,7 @@ pub fn said(message: session_request::Message) -> Result<Said, WireError> {
             step: Step(m.step),
             state_digest: m.state_digest,
         },
-        Message::Failed(m) => Said::Failed { reason: m.reason },
+        Message::Failed(m) => Said::Failed { reason: m.reason, ends_run: m.ends_run },
     })
 }
 
@@ -98,6 +98,7 @@ pub fn response(
         Tell::Abort(generation, reason) => Message::Abort(v1::Abort { generation: generation.0, reason }),
         Tell::Stop => Message::Stop(v1::StopAtBoundary {}),
         Tell::Checkpoint => Message::Checkpoint(v1::CheckpointAtBoundary {}),
+        Tell::GivenUp(reason) => Message::GivenUp(v1::GivenUp { reason }),
         Tell::Refused(reason) => Message::Refused(v1::Refused { reason }),
         Tell::Release => Message::Release(v1::Release {}),
     };

@@ -2,7 +2,7 @@
 
 use polo_recipe::ids::{Generation, Rank, Step};
 
-use super::{Action, Alive, Event, Formation, Incident, Introduction, LossCause, Notice, NowMs, State, Tell, WorkerId};
+use super::{Action, Alive, Event, Formation, Incident, Introduction, LossCause, Notice, NowMs, Outcome, State, Tell, WorkerId};
 
 /// A worker that belongs to the run.
 #[derive(Debug, Clone)]
@@ -121,6 +121,13 @@ impl State {
         silent.into_iter().flat_map(|(w, ms)| self.lose(now, &w, LossCause::HeartbeatLapsed(ms))).collect()
     }
 
+    pub(super) fn worker_failed(&mut self, now: NowMs, worker: &WorkerId, reason: String, ends_run: bool) -> Vec<Action> {
+        if ends_run {
+            return self.end(Outcome::Failed { reason: format!("worker {worker}: {reason}") });
+        }
+        self.lose(now, worker, LossCause::Failed(reason))
+    }
+
     /// Takes a worker out of the run. If it was in the generation that runs, the others drop that generation.
     pub(super) fn lose(&mut self, now: NowMs, worker: &WorkerId, cause: LossCause) -> Vec<Action> {
         let Some(lost) = self.members.remove(worker) else { return Vec::new() };
@@ -194,5 +201,5 @@ fn turn_away(worker: WorkerId, incarnation: u64, reason: String) -> Vec<Action> 
 /// A worker that lives on though the run gave it up is told, so that it can come back as a new one.
 fn turn_off(worker: &WorkerId, lost: &Member, cause: &LossCause) -> Vec<Action> {
     let incarnation = lost.introduction.incarnation;
-    vec![Action::Tell(worker.clone(), incarnation, Tell::Refused(format!("given up: {cause}")))]
+    vec![Action::Tell(worker.clone(), incarnation, Tell::GivenUp(cause.to_string()))]
 }

@@ -129,7 +129,7 @@ impl State {
             Said::CheckpointPart(part) => self.checkpoint_part(&worker, part),
             Said::CheckpointDamaged { generation, step, problem } => self.damaged(now, generation, step, problem),
             Said::Finished { generation, step, state_digest } => self.finished(worker, generation, step, state_digest),
-            Said::Failed { reason } => self.lose(now, &worker, LossCause::Failed(reason)),
+            Said::Failed { reason, ends_run } => self.worker_failed(now, &worker, reason, ends_run),
         }
     }
 

@@ -141,6 +141,8 @@ pub enum Said {
     Failed {
         /// Why.
         reason: String,
+        /// Whether every other worker would fail in the same way.
+        ends_run: bool,
     },
 }
 
@@ -205,6 +207,8 @@ pub enum Tell {
     Stop,
     /// Write a checkpoint at the next step boundary.
     Checkpoint,
+    /// It was counted out, and may come back as a new incarnation.
+    GivenUp(String),
     /// It may not take part.
     Refused(String),
     /// The run has ended well.
