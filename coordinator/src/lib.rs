@@ -13,7 +13,7 @@ mod services;
 mod status;
 mod wire;
 
-use polo_recipe::plan::PlanError;
+use polo_recipe::error::RecipeError;
 use polo_store::{StoreError, corpus::ManifestError};
 
 pub use self::{
@@ -33,7 +33,7 @@ pub enum CoordinatorError {
     Corpus(#[from] ManifestError),
     /// The recipe does not fit the corpus.
     #[error(transparent)]
-    Plan(#[from] PlanError),
+    Recipe(#[from] RecipeError),
     /// The gRPC server.
     #[error("the gRPC server failed: {0}")]
     Server(#[from] tonic::transport::Error),

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, num::NonZeroUsize, sync::Arc, time::Duration, time::Instant};
 
-use polo_proto::v1::{self, control_server::ControlServer, coordination_server::CoordinationServer};
+use polo_proto::v1::{control_server::ControlServer, coordination_server::CoordinationServer};
 use polo_recipe::{
     config::Recipe,
     ids::Step,
@@ -57,7 +57,7 @@ impl Run {
         news: mpsc::UnboundedSender<News>,
     ) -> Result<Self, CoordinatorError> {
         let store = Store::open(&recipe.run.store)?;
-        let identity_of = |toml: &str| Recipe::from_resolved(toml).map(|r| r.identity()).map_err(|e| e.to_string());
+        let identity_of = |toml: &str| resolved(toml).map(|r| r.identity());
         run::put_recipe(&store, &recipe.to_toml(), identity_of).await?;
         let corpus = CorpusManifest::load(&Store::open(&recipe.corpus.url)?).await?;
         let plan = plan(recipe, &corpus)?;
@@ -103,7 +103,7 @@ impl Run {
 
     /// The steps of the whole run, and the step it goes on from.
     pub fn num_steps(&self) -> (Step, Step) {
-        (self.core.facts.plan.num_steps(), self.core.state.newest_step())
+        (Step(self.core.facts.plan.num_steps()), self.core.state.newest_step())
     }
 
     /// A way to ask for a stop.
@@ -143,6 +143,12 @@ impl Run {
     }
 }
 
+/// A recipe from its resolved text, which needs no other file and no environment.
+pub fn resolved(toml: &str) -> Result<Recipe, String> {
+    let no_files = |path: &str| Err(format!("{path} is not part of a resolved recipe"));
+    Recipe::resolve(toml, std::iter::empty(), &[], no_files).map_err(|e| e.to_string())
+}
+
 /// The plan of a recipe over a corpus.
 pub fn plan(recipe: &Recipe, corpus: &CorpusManifest) -> Result<Plan, CoordinatorError> {
     let tokens = |s: &polo_store::corpus::Source| SourceTokens { name: s.name.clone(), num_tokens: s.num_tokens };
@@ -161,7 +167,7 @@ fn settings(
     Settings {
         recipe_identity: recipe.identity(),
         corpus_digest: corpus.digest().to_string(),
-        num_steps: plan.num_steps(),
+        num_steps: Step(plan.num_steps()),
         num_slots: recipe.batch.slots,
         num_chunks: layout.chunks.len(),
         min_workers: workers.min_workers,

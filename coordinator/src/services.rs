@@ -86,8 +86,7 @@ async fn first_hello(messages: &mut Streaming<v1::SessionRequest>) -> Result<(Wo
 /// Passes on what a worker says until its stream ends.
 async fn listen(services: Services, worker: WorkerId, incarnation: u64, mut messages: Streaming<v1::SessionRequest>) {
     while let Ok(Some(message)) = messages.message().await {
-        let Some(message) = message.message else { break };
-        if let session_request::Message::Step(report) = &message {
+        if let Some(session_request::Message::Step(report)) = &message.message {
             let report = Inbound::Report(report.clone());
             if services.tell_core(report).await.is_err() {
                 return;

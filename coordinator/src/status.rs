@@ -31,7 +31,7 @@ impl Progress {
 fn summary(report: v1::StepReport, plan: &Plan, mean_ms: f64) -> v1::StepSummary {
     let before = Step(report.step - 1);
     let num_tokens: u64 = report.sources.iter().map(|s| s.num_tokens).sum();
-    let steps_left = plan.num_steps().0.saturating_sub(report.step);
+    let steps_left = plan.num_steps().saturating_sub(report.step);
     v1::StepSummary {
         step: report.step,
         stage: plan.stage_at(before).name.to_string(),
@@ -58,8 +58,8 @@ pub fn status(state: &State, progress: &Progress, plan: &Plan, run: &str, recipe
         waiting_for: waiting_for(state, now),
         generation: state.generation().0,
         step: step.0,
-        num_steps: plan.num_steps().0,
-        stage: plan.stage_at(Step(step.0.min(plan.num_steps().0.saturating_sub(1)))).name.to_string(),
+        num_steps: plan.num_steps(),
+        stage: plan.stage_at(Step(step.0.min(plan.num_steps().saturating_sub(1)))).name.to_string(),
         last_step: progress.last.clone(),
         members: state.members().iter().map(|(worker, m)| member(state, worker, m, now)).collect(),
         checkpoint_step: state.newest_checkpoint().map(|s| s.0),

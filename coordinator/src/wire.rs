@@ -41,9 +41,9 @@ pub fn introduction(hello: v1::Hello) -> (WorkerId, Introduction) {
 }
 
 /// What a message after the hello says.
-pub fn said(message: session_request::Message) -> Result<Said, WireError> {
+pub fn said(message: v1::SessionRequest) -> Result<Said, WireError> {
     use session_request::Message;
-    Ok(match message {
+    Ok(match message.message.ok_or(WireError::Empty)? {
         Message::Hello(_) => return Err(WireError::SecondHello),
         Message::Heartbeat(m) => Said::Heartbeat { step: Step(m.step), phase: m.phase },
         Message::Step(m) => Said::StepDone { generation: Generation(m.generation), step: Step(m.step) },

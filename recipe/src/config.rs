@@ -197,6 +197,9 @@ pub struct Workers {
     pub min_workers: usize,
     /// Seconds that the run waits with fewer than `min_workers`, at its start or later, before it fails. Default 600.
     pub wait_timeout_s: u64,
+    /// Milliseconds that the run waits for more workers than `min_workers` when more are expected, and a joiner for
+    /// others that may come with it. Default 2000.
+    pub settle_ms: u64,
     /// Milliseconds without a heartbeat after which a worker counts as dead. Default 2000.
     pub heartbeat_timeout_ms: u64,
     /// Seconds within which a connection between two workers, or to the coordinator, has to be made. Default 10.
@@ -212,6 +215,7 @@ impl Default for Workers {
         Self {
             min_workers: 1,
             wait_timeout_s: 600,
+            settle_ms: 2000,
             heartbeat_timeout_ms: 2000,
             connect_timeout_s: 10,
             exchange_timeout_s: 30,

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use polo_recipe::ids::{Generation, Step};
 
 use self::{checkpoints::Checkpoints, ending::Ending};
-pub use self::{members::Member, types::*};
+pub use self::{forming::Hold, members::Member, types::*};
 
 /// Where the run stands between two generations, or in one.
 #[derive(Debug, Clone, PartialEq, Eq)]
