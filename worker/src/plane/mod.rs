@@ -1,0 +1,76 @@
+//! The data plane: moves bytes between the ranks of one generation, and nothing else.
+//!
+//! A plane never computes with what it carries and never outlives its generation: after an error or an abort it is
+//! dropped and a new one is formed. Nothing here waits without a bound, and any wait ends at once on [`AbortHandle::abort`].
+//! Start reading at [`DataPlane`]; [`rendezvous`] forms planes of the TCP implementation, [`tcp`].
+
+mod dial;
+mod error;
+mod frame;
+pub mod gather;
+mod handshake;
+mod listener;
+mod lobby;
+pub mod rendezvous;
+pub mod tcp;
+mod wake;
+
+use polo_recipe::ids::{Generation, Rank};
+
+pub use self::error::PlaneError;
+pub use self::handshake::{Refusal, Secret};
+pub use self::listener::Listener;
+pub use self::wake::AbortHandle;
+
+/// One message of a group, straight from or to the caller's memory.
+///
+/// Both sides must agree on the length beforehand; a message of another length is [`PlaneError::Desynchronised`].
+#[derive(Debug)]
+pub enum Transfer<'a> {
+    /// Sends `bytes` to a rank.
+    Send {
+        /// The receiver.
+        to: Rank,
+        /// The message; may be empty.
+        bytes: &'a [u8],
+    },
+    /// Fills `bytes` with the next message of a rank.
+    Recv {
+        /// The sender.
+        from: Rank,
+        /// The place for the message.
+        bytes: &'a mut [u8],
+    },
+}
+
+impl Transfer<'_> {
+    /// The other side.
+    pub fn peer(&self) -> Rank {
+        match self {
+            Self::Send { to, .. } => *to,
+            Self::Recv { from, .. } => *from,
+        }
+    }
+}
+
+/// The connections among the ranks of one generation.
+pub trait DataPlane: Send {
+    /// This worker's rank.
+    fn rank(&self) -> Rank;
+
+    /// How many ranks there are.
+    fn world(&self) -> usize;
+
+    /// The generation that the plane belongs to.
+    fn generation(&self) -> Generation;
+
+    /// Performs all transfers of `group` concurrently and returns when all are done.
+    ///
+    /// Between one pair of ranks, messages are matched in order, also across calls. A message counts as sent when its
+    /// memory may be used again, not when it was received. After an error the plane must be dropped: some of the
+    /// messages may have been transferred in part.
+    fn exchange(&mut self, group: &mut [Transfer<'_>]) -> Result<(), PlaneError>;
+
+    /// A handle that interrupts this plane from any thread.
+    fn abort_handle(&self) -> AbortHandle;
+}
