@@ -156,17 +156,17 @@ impl Source {
         if self.num_tokens == 0 {
             return Err(ManifestError::EmptySource { manifest, name: self.name.clone() });
         }
-        let sums: [(_, _, fn(&ShardEntry) -> u64); 2] = [
-            ("num_tokens", self.num_tokens, |shard| shard.num_tokens),
-            ("num_documents", self.num_documents, |shard| shard.num_documents),
+        // Saturating: damaged counts must end in the error below, not in an overflow.
+        let sum = |count: fn(&ShardEntry) -> u64| self.shards.iter().map(count).fold(0, u64::saturating_add);
+        let counts = [
+            ("num_tokens", self.num_tokens, sum(|shard| shard.num_tokens)),
+            ("num_documents", self.num_documents, sum(|shard| shard.num_documents)),
         ];
-        for (field, stated, count) in sums {
-            // Saturating: damaged counts must end in this error, not in an overflow.
-            let summed = self.shards.iter().map(count).fold(0, u64::saturating_add);
-            if stated != summed {
-                return Err(ManifestError::WrongSum { manifest, name: self.name.clone(), field, stated, summed });
+        match counts.into_iter().find(|(_, stated, summed)| stated != summed) {
+            Some((field, stated, summed)) => {
+                Err(ManifestError::WrongSum { manifest, name: self.name.clone(), field, stated, summed })
             }
+            None => Ok(()),
         }
-        Ok(())
     }
 }
