@@ -11,7 +11,7 @@ use polo_proto::v1::{
 use polo_recipe::ids::Generation;
 use tokio::{
     sync::mpsc::{self, UnboundedReceiver},
-    time::{MissedTickBehavior, interval, sleep, timeout},
+    time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Streaming, transport::Endpoint};
@@ -219,12 +219,4 @@ fn words(error: &(dyn std::error::Error + 'static)) -> String {
     let mut words: Vec<String> = chain.map(ToString::to_string).collect();
     words.dedup();
     words.join(": ")
-}
-
-/// Keeps asking the session whether it has waited too long, also while no stream is open.
-pub async fn keep_time(desk: Arc<Desk>) {
-    loop {
-        sleep(Duration::from_millis(100)).await;
-        desk.handle(Event::Tick);
-    }
 }
