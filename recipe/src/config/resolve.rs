@@ -144,12 +144,18 @@ impl Origins<'_> {
     }
 }
 
-/// Rust's names of number types, as one says them.
+/// Says what serde expects without the names of Rust's types.
 fn in_plain_words(message: &str) -> String {
-    let numbers = ["u64", "usize"].iter().fold(message.to_owned(), |m, name| {
-        m.replace(&format!("expected {name}"), "expected a whole number that is not negative")
-    });
-    numbers.replace("expected f64", "expected a number")
+    let words = [
+        ("expected u64", "expected a whole number that is not negative"),
+        ("expected usize", "expected a whole number that is not negative"),
+        ("expected f64", "expected a number"),
+    ];
+    let plain = words.iter().fold(message.to_owned(), |message, (type_name, words)| message.replace(type_name, words));
+    match plain.split_once("expected struct ") {
+        Some((start, _)) => format!("{start}expected a table"),
+        None => plain,
+    }
 }
 
 /// The children of a table or array, each with its key.

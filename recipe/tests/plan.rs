@@ -1,0 +1,179 @@
+//! What a plan promises: every planned token once, countable at any step.
+
+use std::collections::{HashMap, HashSet};
+
+use polo_recipe::config::Recipe;
+use polo_recipe::error::RecipeError;
+use polo_recipe::ids::{SourceId, Step};
+use polo_recipe::plan::{Plan, PlanNote, SampleRef, SourceTokens, StageTokens};
+use proptest::prelude::*;
+
+const SEQ_LEN: u64 = 16;
+const SAMPLES_PER_STEP: u64 = 12;
+
+/// A recipe with stages of so many steps, each over sources with these weights.
+fn recipe(stages: &[(u64, &[(&str, u64)])], sets: &[&str]) -> Recipe {
+    let mut text = format!(
+        "[run]\nname = 'small'\nstore = 'store'\nseed = 5\n[model.qwen2]\nhidden_size = 64\nnum_hidden_layers = 2\n\
+         num_attention_heads = 4\nnum_key_value_heads = 2\nintermediate_size = 96\nvocab_size = 300\n\
+         [corpus]\nurl = 'corpus'\n\
+         [batch]\nseq_len = {SEQ_LEN}\nsamples_per_step = {SAMPLES_PER_STEP}\nslots = 6\nmicro_batch = 2\n"
+    );
+    for (number, (steps, sources)) in stages.iter().enumerate() {
+        let schedule = "schedule = { kind = 'linear', peak_learning_rate = 0.5, warmup_steps = 1 }";
+        text += &format!("[[stages]]\nname = 's{number}'\nsteps = {steps}\n{schedule}\n");
+        for (name, weight) in *sources {
+            text += &format!("[[stages.sources]]\nname = '{name}'\nweight_tokens = {weight}\n");
+        }
+    }
+    let sets: Vec<String> = sets.iter().map(|&set| set.into()).collect();
+    Recipe::resolve(&text, std::iter::empty(), &sets, |_| unreachable!()).expect("a right recipe")
+}
+
+fn tokens(name: &str, num_tokens: u64) -> SourceTokens {
+    SourceTokens { name: name.into(), num_tokens }
+}
+
+fn windows(name: &str, num_windows: u64) -> SourceTokens {
+    tokens(name, num_windows * SEQ_LEN + 1)
+}
+
+fn step_samples(plan: &Plan, step: u64) -> Vec<SampleRef> {
+    plan.samples(Step(step), 0..SAMPLES_PER_STEP as usize)
+}
+
+fn trained(stage: &str, sources: &[(&str, u64)]) -> StageTokens {
+    let sources = sources.iter().map(|(name, samples)| tokens(name, samples * SEQ_LEN)).collect();
+    StageTokens { stage: stage.into(), sources }
+}
+
+proptest! {
+    #[test]
+    fn every_planned_token_is_trained_once_and_counted_at_every_step(
+        steps in (1u64..8, 1u64..8), weights in prop::array::uniform4(1u64..1000), seed: u64,
+    ) {
+        let [a, b, c, d] = weights;
+        let seed = format!("run.seed={seed}");
+        let recipe = recipe(&[(steps.0, &[("en", a), ("zh", b)]), (steps.1, &[("zh", c), ("ne", d)])], &[&seed]);
+        let supply = (steps.0 + steps.1) * SAMPLES_PER_STEP;
+        let corpus = [windows("ne", supply), windows("zh", supply), windows("en", supply), windows("unused", 1)];
+        let plan = Plan::new(&recipe, &corpus).expect("enough of all");
+        prop_assert_eq!(plan.sources(), ["en", "zh", "ne"]);
+
+        let mut seen = HashSet::new();
+        let mut counts: HashMap<(usize, SourceId), u64> = HashMap::new();
+        for step in 0..plan.num_steps() {
+            for table in [plan.trained_tokens(Step(step)), plan.planned_tokens()] {
+                prop_assert_eq!(table.len(), 2);
+            }
+            for (index, stage) in plan.trained_tokens(Step(step)).iter().enumerate() {
+                for source in &stage.sources {
+                    let id = plan.sources().iter().position(|name| *name == source.name).expect("a source");
+                    let expected = counts.get(&(index, SourceId(id as u32))).copied().unwrap_or(0) * SEQ_LEN;
+                    prop_assert_eq!(source.num_tokens, expected);
+                }
+            }
+            for (index, sample) in step_samples(&plan, step).into_iter().enumerate() {
+                prop_assert_eq!(plan.sample(Step(step), index), sample);
+                prop_assert!(sample.epoch == 0 && sample.window < supply);
+                prop_assert!(seen.insert(sample), "{:?} comes twice", sample);
+                *counts.entry((plan.stage_at(Step(step)).index, sample.source)).or_default() += 1;
+            }
+        }
+        let planned: u64 = plan.planned_tokens().iter().flat_map(|stage| &stage.sources).map(|s| s.num_tokens).sum();
+        prop_assert_eq!(planned, seen.len() as u64 * SEQ_LEN);
+        prop_assert_eq!(plan.trained_tokens(Step(plan.num_steps())), plan.planned_tokens());
+    }
+}
+
+#[test]
+fn a_source_of_several_stages_goes_on_where_it_stopped() {
+    let recipe = recipe(&[(2, &[("en", 1)]), (3, &[("en", 1)])], &[]);
+    let plan = Plan::new(&recipe, &[windows("en", 60)]).expect("exactly enough");
+    let seen: HashSet<u64> = (0..5).flat_map(|step| step_samples(&plan, step)).map(|sample| sample.window).collect();
+    assert_eq!(seen, (0..60).collect());
+}
+
+#[test]
+fn counts_are_those_worked_out_by_hand() {
+    // 24 samples of weights 3 to 1, then 12 of one source.
+    let recipe = recipe(&[(2, &[("en", 30), ("zh", 10)]), (1, &[("zh", 7)])], &[]);
+    let plan = Plan::new(&recipe, &[windows("en", 18), windows("zh", 18)]).expect("exactly enough");
+    assert_eq!(plan.trained_tokens(Step(0)), [trained("s0", &[("en", 0), ("zh", 0)]), trained("s1", &[("zh", 0)])]);
+    assert_eq!(plan.trained_tokens(Step(1)), [trained("s0", &[("en", 9), ("zh", 3)]), trained("s1", &[("zh", 0)])]);
+    assert_eq!(plan.planned_tokens(), [trained("s0", &[("en", 18), ("zh", 6)]), trained("s1", &[("zh", 12)])]);
+}
+
+#[test]
+fn stages_follow_each_other_with_their_own_schedules() {
+    let recipe = recipe(&[(2, &[("en", 1)]), (3, &[("en", 1)])], &[]);
+    let plan = Plan::new(&recipe, &[windows("en", 60)]).expect("exactly enough");
+    let places: Vec<_> = (0..plan.num_steps()).map(|step| plan.stage_at(Step(step))).collect();
+    assert_eq!(
+        places.iter().map(|p| (p.index, p.step_in_stage)).collect::<Vec<_>>(),
+        [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
+    );
+    assert_eq!((places[1].name, places[1].num_steps, places[2].name, places[2].num_steps), ("s0", 2, "s1", 3));
+    let rates: Vec<f64> = (0..5).map(|step| plan.learning_rate(Step(step))).collect();
+    assert_eq!(rates, [0.5, 0.0, 0.5, 0.25, 0.0]);
+}
+
+#[test]
+fn slots_share_a_step_evenly_and_in_order() {
+    let plan = Plan::new(&recipe(&[(1, &[("en", 1)])], &[]), &[windows("en", 12)]).expect("exactly enough");
+    let indices: Vec<usize> = (0..6).flat_map(|slot| plan.slot_samples(slot)).collect();
+    assert_eq!(indices, (0..12).collect::<Vec<_>>());
+    assert!((0..6).all(|slot| plan.slot_samples(slot).len() == 2));
+}
+
+#[test]
+fn a_source_that_is_too_small_is_refused_or_repeated_evenly_and_noted() {
+    let stages: [(u64, &[(&str, u64)]); 1] = [(5, &[("en", 5), ("ne", 1)])];
+    let corpus = [windows("en", 50), windows("ne", 4)];
+    let refused = Plan::new(&recipe(&stages, &[]), &corpus).expect_err("10 samples of 4");
+    assert_eq!(refused, RecipeError::SourceTooSmall { source_name: "ne".into(), available: 4, planned: 10 });
+
+    let plan = Plan::new(&recipe(&stages, &["corpus.allow_repeats=true"]), &corpus).expect("repeats are allowed");
+    assert_eq!(plan.notes(), [PlanNote::Repeats { source: "ne".into(), epochs: 2.5 }]);
+    let samples = (0..5).flat_map(|step| step_samples(&plan, step)).filter(|sample| sample.source == SourceId(1));
+    let mut by_epoch = [const { Vec::new() }; 3];
+    samples.for_each(|sample| by_epoch[sample.epoch as usize].push(sample.window));
+    for epoch in &mut by_epoch[..2] {
+        epoch.sort_unstable();
+        assert_eq!(*epoch, [0, 1, 2, 3]);
+    }
+    assert_eq!(by_epoch[2].len(), 2);
+}
+
+#[test]
+fn one_token_too_few_is_one_sample_too_few() {
+    let recipe = recipe(&[(1, &[("en", 1)])], &[]);
+    assert!(Plan::new(&recipe, &[tokens("en", 12 * SEQ_LEN + 1)]).is_ok());
+    assert!(Plan::new(&recipe, &[tokens("en", 12 * SEQ_LEN)]).is_err());
+}
+
+#[test]
+fn sources_that_are_absent_or_empty_are_refused_by_name() {
+    let recipe = recipe(&[(1, &[("en", 1), ("ne", 1)])], &["corpus.allow_repeats=true"]);
+    let absent = Plan::new(&recipe, &[windows("en", 50), windows("zh", 50)]).expect_err("no ne").to_string();
+    assert_eq!(absent, "stage `s0` draws from source `ne`, which the corpus has not; it has: en, zh");
+    for num_tokens in [0, 1, SEQ_LEN] {
+        let empty = Plan::new(&recipe, &[windows("en", 50), tokens("ne", num_tokens)]).expect_err("an empty source");
+        assert_eq!(empty, RecipeError::EmptySource { source_name: "ne".into(), num_tokens, needed: SEQ_LEN + 1 });
+    }
+}
+
+#[test]
+fn a_source_too_light_for_a_sample_is_noted() {
+    let recipe = recipe(&[(1, &[("en", 1000), ("ne", 1)])], &[]);
+    let plan = Plan::new(&recipe, &[windows("en", 50), windows("ne", 50)]).expect("enough");
+    assert_eq!(plan.notes(), [PlanNote::NoSamples { stage: "s0".into(), source: "ne".into() }]);
+    assert_eq!(plan.planned_tokens(), [trained("s0", &[("en", 12), ("ne", 0)])]);
+}
+
+#[test]
+#[should_panic(expected = "step 1 is asked of a plan of 1 steps")]
+fn a_step_beyond_the_end_is_no_step() {
+    let plan = Plan::new(&recipe(&[(1, &[("en", 1)])], &[]), &[windows("en", 12)]).expect("exactly enough");
+    plan.sample(Step(1), 0);
+}
