@@ -8,6 +8,7 @@ pub mod checkpoint;
 mod create_only;
 mod digest;
 mod error;
+pub mod hf;
 mod object;
 pub mod run;
 #[cfg(feature = "testing")]
