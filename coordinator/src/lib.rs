@@ -1,1 +1,43 @@
-//! coordinator
+//! Who trains: membership, generations, checkpoints that exist, and how a run ends.
+//!
+//! The coordinator calls and the workers answer, but it is off the step path: between two changes of membership the
+//! workers train by themselves. It never links libtorch and never touches a parameter. Start reading at
+//! [`machine::State::step`], which decides everything; [`Run`] is the IO around it.
+
+mod core;
+mod journal;
+pub mod machine;
+mod probe;
+mod serve;
+mod services;
+mod status;
+mod wire;
+
+use polo_recipe::plan::PlanError;
+use polo_store::{StoreError, corpus::ManifestError};
+
+pub use self::{
+    core::News,
+    journal::Journal,
+    serve::{Run, StopHandle, plan},
+};
+
+/// Why a run cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum CoordinatorError {
+    /// The run's store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The corpus.
+    #[error(transparent)]
+    Corpus(#[from] ManifestError),
+    /// The recipe does not fit the corpus.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The gRPC server.
+    #[error("the gRPC server failed: {0}")]
+    Server(#[from] tonic::transport::Error),
+    /// The gRPC reflection service.
+    #[error("the gRPC reflection service cannot start: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}

@@ -1,7 +1,16 @@
 //! What is trained, as pure functions of the recipe and the corpus's sizes.
 //!
-//! Nothing here reads a file, a clock or the environment, and nothing depends on how many workers there are, except
-//! [`slots`], which divides a step's fixed work among them. Start reading at [`config::Recipe`].
+//! Nothing here reads a file, a clock or the environment, and nothing but [`slots`] knows how many workers there are. Start
+//! reading at [`config::Recipe`], what a user writes, and [`plan::Plan`], what follows from it: for every step its
+//! learning rate, and for every sample its source ([`mixture`]) and its place there ([`order`]).
 
+pub mod config;
+pub mod error;
+pub mod ids;
 pub mod layout;
+pub mod mixture;
 pub mod model;
+pub mod order;
+pub mod plan;
+pub mod schedule;
+pub mod slots;

@@ -5,10 +5,12 @@
 
 mod address;
 pub mod checkpoint;
+pub mod corpus;
 mod create_only;
 mod digest;
 mod error;
 pub mod hf;
+pub mod indexed;
 mod object;
 pub mod run;
 #[cfg(feature = "testing")]

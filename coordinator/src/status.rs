@@ -1,0 +1,136 @@
+//! The run as people see it: the machine's state and the last completed step, as one message.
+
+use polo_proto::v1;
+use polo_recipe::{ids::Step, plan::Plan};
+
+use crate::machine::{Formation, Hold, Incident, Member, NowMs, Outcome, State, WorkerId};
+
+/// What the shell knows of progress beside the machine.
+#[derive(Debug, Default)]
+pub struct Progress {
+    last: Option<v1::StepSummary>,
+    /// Smoothed over the last steps, for the ETA.
+    mean_step_ms: Option<f64>,
+}
+
+impl Progress {
+    /// Takes a worker's report of a completed step; a summary if the step is news.
+    pub fn take(&mut self, report: v1::StepReport, plan: &Plan) -> Option<v1::StepSummary> {
+        if self.last.as_ref().is_some_and(|last| report.step <= last.step) || report.step == 0 {
+            return None;
+        }
+        let this_ms = report.step_ms.max(1) as f64;
+        let mean_ms = self.mean_step_ms.map_or(this_ms, |mean| 0.9 * mean + 0.1 * this_ms);
+        self.mean_step_ms = Some(mean_ms);
+        let summary = summary(report, plan, mean_ms);
+        self.last = Some(summary.clone());
+        Some(summary)
+    }
+}
+
+fn summary(report: v1::StepReport, plan: &Plan, mean_ms: f64) -> v1::StepSummary {
+    let before = Step(report.step - 1);
+    let num_tokens: u64 = report.sources.iter().map(|s| s.num_tokens).sum();
+    let steps_left = plan.num_steps().0.saturating_sub(report.step);
+    v1::StepSummary {
+        step: report.step,
+        stage: plan.stage_at(before).name.to_string(),
+        loss: report.loss,
+        learning_rate: plan.learning_rate(before),
+        grad_norm: report.grad_norm,
+        tokens_per_second: num_tokens as f64 * 1000.0 / report.step_ms.max(1) as f64,
+        num_workers: report.num_workers,
+        eta_seconds: (steps_left as f64 * mean_ms / 1000.0).round() as u64,
+        step_ms: report.step_ms,
+        data_wait_ms: report.data_wait_ms,
+        sources: report.sources,
+    }
+}
+
+/// The status now. `run` and `recipe_identity` name the run.
+pub fn status(state: &State, progress: &Progress, plan: &Plan, run: &str, recipe_identity: &str, now: NowMs) -> v1::Status {
+    let step = state.newest_step();
+    let (state_digest, error) = ending(state.outcome());
+    v1::Status {
+        run: run.into(),
+        recipe_identity: recipe_identity.into(),
+        phase: phase(state).into(),
+        waiting_for: waiting_for(state, now),
+        generation: state.generation().0,
+        step: step.0,
+        num_steps: plan.num_steps().0,
+        stage: plan.stage_at(Step(step.0.min(plan.num_steps().0.saturating_sub(1)))).name.to_string(),
+        last_step: progress.last.clone(),
+        members: state.members().iter().map(|(worker, m)| member(state, worker, m, now)).collect(),
+        checkpoint_step: state.newest_checkpoint().map(|s| s.0),
+        incidents: state.incidents().iter().map(incident).collect(),
+        state_digest,
+        error,
+    }
+}
+
+fn ending(outcome: Option<&Outcome>) -> (String, String) {
+    match outcome {
+        Some(Outcome::Completed { state_digest, .. } | Outcome::Stopped { state_digest, .. }) => {
+            (state_digest.clone(), String::new())
+        }
+        Some(Outcome::Failed { reason }) => (String::new(), reason.clone()),
+        None => Default::default(),
+    }
+}
+
+fn phase(state: &State) -> v1::RunPhase {
+    match (state.outcome(), state.formation()) {
+        (Some(Outcome::Completed { .. }), _) => v1::RunPhase::Completed,
+        (Some(Outcome::Stopped { .. }), _) => v1::RunPhase::Stopped,
+        (Some(Outcome::Failed { .. }), _) => v1::RunPhase::Failed,
+        (None, _) if state.is_stopping() => v1::RunPhase::Stopping,
+        (None, Formation::Waiting { .. }) => v1::RunPhase::Waiting,
+        (None, _) => v1::RunPhase::Training,
+    }
+}
+
+fn waiting_for(state: &State, now: NowMs) -> String {
+    let seconds = |until_ms: NowMs| until_ms.saturating_sub(now).div_ceil(1000);
+    match state.next_membership(now) {
+        _ if state.outcome().is_some() => String::new(),
+        Err(Hold::TooFew { present, needed, until_ms }) => {
+            format!("{needed} workers, {present} here; gives up in {} s", seconds(until_ms))
+        }
+        Err(Hold::Company { present, expected, until_ms }) => {
+            format!("{expected} workers, {present} here; goes on without the others in {} s", seconds(until_ms))
+        }
+        Err(Hold::Probe(workers)) => {
+            let names: Vec<_> = workers.iter().map(|w| w.0.as_str()).collect();
+            format!("a sign of life of {}", names.join(", "))
+        }
+        Err(Hold::Journal) => "the journal to take the next generation".into(),
+        Err(Hold::Settled) | Ok(_) => String::new(),
+    }
+}
+
+fn member(state: &State, worker: &WorkerId, member: &Member, now: NowMs) -> v1::Member {
+    let rank = match state.formation() {
+        Formation::Running { members } => members.iter().position(|w| w == worker),
+        _ => None,
+    };
+    v1::Member {
+        worker_id: worker.0.clone(),
+        host: member.introduction.host.clone(),
+        pid: member.introduction.pid,
+        rank: rank.map(|r| r as u32),
+        step: member.step.0,
+        phase: member.phase.clone(),
+        last_heard_ms_ago: now.saturating_sub(member.last_heard_ms),
+    }
+}
+
+fn incident(incident: &Incident) -> v1::Incident {
+    v1::Incident {
+        cause: incident.cause.to_string(),
+        worker_id: incident.worker.as_ref().map(|w| w.0.clone()).unwrap_or_default(),
+        generation: incident.generation.0,
+        step: incident.step.0,
+        recovery_ms: incident.recovery_ms,
+    }
+}

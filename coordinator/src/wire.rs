@@ -1,0 +1,106 @@
+//! Between the messages of `polo.v1` and the machine's own types.
+
+use polo_proto::v1::{self, session_request, session_response};
+use polo_recipe::ids::{Generation, Rank, Step};
+
+use crate::machine::{CheckpointPart, Introduction, Said, Tell, WorkerId};
+
+/// A message that makes no sense.
+#[derive(Debug, thiserror::Error)]
+pub enum WireError {
+    /// A message without content, or of a newer version.
+    #[error("an empty or unknown message; is the worker of another version than the coordinator?")]
+    Empty,
+    /// The first message must be a hello.
+    #[error("the first message of a session must be a hello")]
+    NoHello,
+    /// A second hello.
+    #[error("a second hello in one session")]
+    SecondHello,
+    /// A digest of the wrong length.
+    #[error("the digest of chunk {chunk} has {num_bytes} bytes, 32 are needed")]
+    BadDigest {
+        /// The chunk.
+        chunk: u32,
+        /// Its length.
+        num_bytes: usize,
+    },
+}
+
+/// The name and introduction in a hello.
+pub fn introduction(hello: v1::Hello) -> (WorkerId, Introduction) {
+    let introduction = Introduction {
+        incarnation: hello.incarnation,
+        recipe_identity: hello.recipe_identity,
+        corpus_digest: hello.corpus_digest,
+        data_address: hello.data_address,
+        host: hello.host,
+        pid: hello.pid,
+    };
+    (WorkerId(hello.worker_id), introduction)
+}
+
+/// What a message after the hello says.
+pub fn said(message: session_request::Message) -> Result<Said, WireError> {
+    use session_request::Message;
+    Ok(match message {
+        Message::Hello(_) => return Err(WireError::SecondHello),
+        Message::Heartbeat(m) => Said::Heartbeat { step: Step(m.step), phase: m.phase },
+        Message::Step(m) => Said::StepDone { generation: Generation(m.generation), step: Step(m.step) },
+        Message::PlaneLost(m) => Said::PlaneLost {
+            generation: Generation(m.generation),
+            suspects: m.suspects.into_iter().map(Rank).collect(),
+            reason: m.reason,
+        },
+        Message::CheckpointPart(m) => Said::CheckpointPart(part(m)?),
+        Message::CheckpointDamaged(m) => Said::CheckpointDamaged {
+            generation: Generation(m.generation),
+            step: Step(m.step),
+            problem: m.problem,
+        },
+        Message::Finished(m) => Said::Finished {
+            generation: Generation(m.generation),
+            step: Step(m.step),
+            state_digest: m.state_digest,
+        },
+        Message::Failed(m) => Said::Failed { reason: m.reason, ends_run: m.ends_run },
+    })
+}
+
+fn part(m: v1::CheckpointPart) -> Result<CheckpointPart, WireError> {
+    let digest = |c: v1::ChunkDigest| {
+        let bytes = c.digest.as_slice().try_into();
+        Ok((c.chunk, bytes.map_err(|_| WireError::BadDigest { chunk: c.chunk, num_bytes: c.digest.len() })?))
+    };
+    let chunks = m.chunks.into_iter().map(digest).collect::<Result<_, _>>()?;
+    let trained = m.trained.into_iter().map(|t| (t.stage, t.source, t.num_tokens)).collect();
+    Ok(CheckpointPart { step: Step(m.step), chunks, trained })
+}
+
+/// What a worker is told, as a message. `run` and `heartbeat_interval_ms` go into a welcome, `secret` makes a
+/// generation's.
+pub fn response(
+    tell: Tell,
+    run: &str,
+    heartbeat_interval_ms: u64,
+    secret: impl Fn(Generation) -> [u8; 32],
+) -> v1::SessionResponse {
+    use session_response::Message;
+    let message = match tell {
+        Tell::Welcome => Message::Welcome(v1::Welcome { run: run.into(), heartbeat_interval_ms }),
+        Tell::Generation { generation, rank, peers, checkpoint } => Message::Generation(v1::GenerationStart {
+            generation: generation.0,
+            rank: rank.0,
+            peers: peers.into_iter().map(|(w, data_address)| v1::Peer { worker_id: w.0, data_address }).collect(),
+            secret: secret(generation).to_vec(),
+            checkpoint_step: checkpoint.map(|s| s.0),
+        }),
+        Tell::Abort(generation, reason) => Message::Abort(v1::Abort { generation: generation.0, reason }),
+        Tell::Stop => Message::Stop(v1::StopAtBoundary {}),
+        Tell::Checkpoint => Message::Checkpoint(v1::CheckpointAtBoundary {}),
+        Tell::GivenUp(reason) => Message::GivenUp(v1::GivenUp { reason }),
+        Tell::Refused(reason) => Message::Refused(v1::Refused { reason }),
+        Tell::Release => Message::Release(v1::Release {}),
+    };
+    v1::SessionResponse { message: Some(message) }
+}

@@ -1,0 +1,315 @@
+//! The typed configuration of a run, as a TOML file states it.
+//!
+//! [`Recipe::resolve`] lays the file over the defaults, the environment over the file, and `--set` over all, and checks
+//! the result. Fields that decide the trained numbers make the run's [`Recipe::identity`]; the others may change from
+//! one start to the next.
+
+mod overrides;
+mod resolve;
+mod validate;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::Qwen2Config;
+use crate::schedule::Schedule;
+
+/// A whole run. Made by [`Recipe::resolve`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// `[run]`: the run's name, its store, and what fixes its arithmetic.
+    pub run: Run,
+    /// `[model]`: what is trained.
+    pub model: Model,
+    /// `[corpus]`: what it is trained on.
+    pub corpus: Corpus,
+    /// `[batch]`: the shape of a step.
+    pub batch: Batch,
+    /// `[optimizer]`: AdamW and gradient clipping.
+    #[serde(default)]
+    pub optimizer: Optimizer,
+    /// `[checkpoint]`: when checkpoints are written and how many stay.
+    #[serde(default)]
+    pub checkpoint: Checkpoint,
+    /// `[workers]`: how many are needed, and how long anything is waited for.
+    #[serde(default)]
+    pub workers: Workers,
+    /// `[[stages]]`: spans of steps, trained one after another.
+    pub stages: Vec<Stage>,
+}
+
+/// `[run]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Run {
+    /// The run's name: letters, digits, `-`, `_` and `.`.
+    pub name: String,
+    /// URL or folder of the run's own object store, for checkpoints and the journal.
+    pub store: String,
+    /// Decides initial weights and sample order. Default 0.
+    #[serde(default)]
+    pub seed: u64,
+    /// Threads with which each worker computes; part of the identity because libtorch's results may depend on it.
+    /// Default 1.
+    #[serde(default = "one")]
+    pub threads: usize,
+    /// How gradients are summed over slots. Default `exact`.
+    #[serde(default)]
+    pub reduction: Reduction,
+}
+
+/// How gradients are summed over slots.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reduction {
+    /// In one fixed order, so that results are equal to the bit at any world size.
+    #[default]
+    Exact,
+}
+
+/// `[model]`. Written with either `config = "path/to/config.json"` (Hugging Face's file, in place of `qwen2`) or a
+/// `[model.qwen2]` table; a resolved recipe has the table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    /// Where the weights come from: `random`, or URL or path of a Hugging Face folder with safetensors. Default `random`.
+    #[serde(default)]
+    pub init: InitialWeights,
+    /// Whether each block's activations are computed again in the backward instead of kept: less memory, more work, the
+    /// same bits. Default false.
+    #[serde(default)]
+    pub recompute: bool,
+    /// The architecture.
+    // The alias lets errors about unknown fields list `config`, which `resolve` has replaced before this is read.
+    #[serde(alias = "config")]
+    pub qwen2: Qwen2Config,
+}
+
+/// Where the first state's weights come from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub enum InitialWeights {
+    /// Drawn from the run's seed.
+    #[default]
+    Random,
+    /// Read from a Hugging Face folder at this URL or path.
+    Folder(String),
+}
+
+impl From<String> for InitialWeights {
+    fn from(text: String) -> Self {
+        if text == "random" { Self::Random } else { Self::Folder(text) }
+    }
+}
+
+impl From<InitialWeights> for String {
+    fn from(init: InitialWeights) -> Self {
+        match init {
+            InitialWeights::Random => "random".into(),
+            InitialWeights::Folder(location) => location,
+        }
+    }
+}
+
+/// `[corpus]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Corpus {
+    /// URL or folder of the prepared corpus.
+    pub url: String,
+    /// Path of the `tokenizer.json` with which the corpus is prepared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<String>,
+    /// Whether a source that is too small for its share is trained more than once. Default false.
+    #[serde(default)]
+    pub allow_repeats: bool,
+}
+
+/// `[batch]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Batch {
+    /// Tokens that a sample trains.
+    pub seq_len: usize,
+    /// Samples of one optimizer update.
+    pub samples_per_step: usize,
+    /// Shares into which a step is divided whatever the number of workers; also the most workers that can take part.
+    /// Divides `samples_per_step`.
+    pub slots: usize,
+    /// Samples computed at once within a slot; divides `samples_per_step / slots`. Default 1.
+    #[serde(default = "one")]
+    pub micro_batch: usize,
+}
+
+impl Batch {
+    /// Samples of one slot.
+    pub fn samples_per_slot(&self) -> usize {
+        self.samples_per_step / self.slots
+    }
+
+    /// Tokens that one step trains.
+    pub fn tokens_per_step(&self) -> u64 {
+        self.samples_per_step as u64 * self.seq_len as u64
+    }
+}
+
+/// `[optimizer]`: AdamW with decoupled weight decay (matrices only, not norms and biases) and gradient-norm clipping.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Optimizer {
+    /// Decay rates of the first and second moment. Default `[0.9, 0.95]`.
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment. Default 1e-8.
+    pub eps: f64,
+    /// Decoupled weight decay per unit of learning rate. Default 0.1.
+    pub weight_decay: f64,
+    /// Norm above which the whole gradient is scaled down to it. Default 1.0.
+    pub max_grad_norm: f64,
+}
+
+impl Default for Optimizer {
+    fn default() -> Self {
+        Self { betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.1, max_grad_norm: 1.0 }
+    }
+}
+
+/// `[checkpoint]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Checkpoint {
+    /// Steps from one checkpoint to the next; the last step always has one. Default 100.
+    pub every_steps: u64,
+    /// How many of the newest checkpoints stay. Default 3.
+    pub keep: usize,
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self { every_steps: 100, keep: 3 }
+    }
+}
+
+/// `[workers]`: bounds of everything that is waited for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Workers {
+    /// Fewest workers with which steps are trained. Default 1.
+    pub min_workers: usize,
+    /// Seconds that the run waits with fewer than `min_workers`, at its start or later, before it fails. Default 600.
+    pub wait_timeout_s: u64,
+    /// Milliseconds without a heartbeat after which a worker counts as dead. Default 2000.
+    pub heartbeat_timeout_ms: u64,
+    /// Seconds within which a connection between two workers, or to the coordinator, has to be made. Default 10.
+    pub connect_timeout_s: u64,
+    /// Seconds without any progress after which an exchange between workers is given up. Default 30.
+    pub exchange_timeout_s: u64,
+    /// Seconds that workers go on without a coordinator before they stop. Default 600.
+    pub coordinator_timeout_s: u64,
+}
+
+impl Default for Workers {
+    fn default() -> Self {
+        Self {
+            min_workers: 1,
+            wait_timeout_s: 600,
+            heartbeat_timeout_ms: 2000,
+            connect_timeout_s: 10,
+            exchange_timeout_s: 30,
+            coordinator_timeout_s: 600,
+        }
+    }
+}
+
+/// One of `[[stages]]`. Its length is given by exactly one of `steps` and `tokens`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stage {
+    /// The stage's name, its own within the recipe.
+    pub name: String,
+    /// Length in steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    /// Length as a token budget, rounded to the nearest whole step (half a step counts as one).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<u64>,
+    /// `[stages.schedule]`: the learning rate.
+    pub schedule: Schedule,
+    /// `[[stages.sources]]`: what the stage is mixed from.
+    pub sources: Vec<StageSource>,
+}
+
+impl Stage {
+    /// Length in steps, the token budget rounded.
+    pub fn num_steps(&self, batch: &Batch) -> u64 {
+        let rounded = |tokens: u64| {
+            let (whole, rest) = (tokens / batch.tokens_per_step(), tokens % batch.tokens_per_step());
+            whole + u64::from(rest >= batch.tokens_per_step().div_ceil(2))
+        };
+        self.steps.or(self.tokens.map(rounded)).unwrap_or(0)
+    }
+}
+
+/// One of `[[stages.sources]]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageSource {
+    /// The source's name in the corpus.
+    pub name: String,
+    /// Its weight in tokens. Only the proportions within the stage count.
+    pub weight_tokens: u64,
+}
+
+fn one() -> usize {
+    1
+}
+
+impl Recipe {
+    /// Steps of all stages together.
+    pub fn num_steps(&self) -> u64 {
+        self.stages.iter().map(|stage| stage.num_steps(&self.batch)).sum()
+    }
+
+    /// Shows every field that is a URL or a path, so that the caller can make relative ones absolute.
+    pub fn visit_locations(&mut self, mut visit: impl FnMut(&mut String)) {
+        visit(&mut self.run.store);
+        visit(&mut self.corpus.url);
+        self.corpus.tokenizer.iter_mut().for_each(&mut visit);
+        if let InitialWeights::Folder(location) = &mut self.model.init {
+            visit(location);
+        }
+    }
+
+    /// Names the run: BLAKE3 over the fields that decide the trained numbers, in lower-case hex.
+    ///
+    /// Names, places, checkpoint cadence and timeouts stay out, and so does recomputation, which changes no bit.
+    pub fn identity(&self) -> String {
+        /// Its JSON, in this order, is what is hashed.
+        #[derive(Serialize)]
+        struct Identity<'a> {
+            model: &'a Qwen2Config,
+            init: &'a InitialWeights,
+            seed: u64,
+            threads: usize,
+            reduction: Reduction,
+            allow_repeats: bool,
+            batch: &'a Batch,
+            optimizer: &'a Optimizer,
+            stages: Vec<(u64, &'a Schedule, &'a [StageSource])>,
+        }
+        let identity = Identity {
+            model: &self.model.qwen2,
+            init: &self.model.init,
+            seed: self.run.seed,
+            threads: self.run.threads,
+            reduction: self.run.reduction,
+            allow_repeats: self.corpus.allow_repeats,
+            batch: &self.batch,
+            optimizer: &self.optimizer,
+            stages: self.stages.iter().map(|s| (s.num_steps(&self.batch), &s.schedule, s.sources.as_slice())).collect(),
+        };
+        let mut hasher = blake3::Hasher::new();
+        // Plain structs of numbers and strings, written into a hasher: neither step can fail.
+        serde_json::to_writer(&mut hasher, &identity).unwrap_or_else(|error| unreachable!("{error}"));
+        hasher.finalize().to_hex().to_string()
+    }
+}

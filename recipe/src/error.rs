@@ -1,0 +1,80 @@
+//! What can be wrong with a recipe.
+
+/// Why a recipe or the plan made of it is refused. Messages name the field and say what would be right.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum RecipeError {
+    /// The text is not TOML.
+    #[error("the recipe is not valid TOML (line {line}): {message}")]
+    Syntax {
+        /// Line of the text, from 1.
+        line: usize,
+        /// What the parser says.
+        message: String,
+    },
+    /// A field is unknown, missing, of the wrong type, or has a value that cannot be.
+    #[error("recipe field `{field}`{}: {message}", place.as_ref().map(|p| format!(" ({p})")).unwrap_or_default())]
+    Field {
+        /// Path of the field, such as `stages.0.schedule.floor`.
+        field: String,
+        /// Where it was set: a line of the file, an environment variable or a `--set`.
+        place: Option<String>,
+        /// What is wrong and what would be right.
+        message: String,
+    },
+    /// An override does not name a field.
+    #[error("{origin}: {message}")]
+    Override {
+        /// The override as it was given.
+        origin: String,
+        /// What is wrong and what would be right.
+        message: String,
+    },
+    /// A Hugging Face `config.json` cannot be used.
+    #[error("model configuration: {message}")]
+    ModelConfig {
+        /// What is wrong and what would be right.
+        message: String,
+    },
+    /// A stage draws from a source which the corpus has not.
+    #[error("stage `{stage}` draws from source `{source_name}`, which the corpus has not; it has: {known}")]
+    UnknownSource {
+        /// The stage's name.
+        stage: String,
+        /// The source's name.
+        source_name: String,
+        /// Names of the corpus's sources.
+        known: String,
+    },
+    /// A source is shorter than one sample.
+    #[error(
+        "source `{source_name}` has {num_tokens} tokens, but one sample takes {needed}; \
+             add text or lower `batch.seq_len`"
+    )]
+    EmptySource {
+        /// The source's name.
+        source_name: String,
+        /// Tokens it has.
+        num_tokens: u64,
+        /// Tokens of one sample, `seq_len + 1`.
+        needed: u64,
+    },
+    /// A source has fewer samples than the stages ask of it, and repeating is not allowed.
+    #[error(
+        "source `{source_name}` has {available} samples, but the stages take {planned}; \
+             lower its weights, add text, or set `corpus.allow_repeats = true`"
+    )]
+    SourceTooSmall {
+        /// The source's name.
+        source_name: String,
+        /// Samples it has.
+        available: u64,
+        /// Samples that all stages together take.
+        planned: u64,
+    },
+}
+
+impl RecipeError {
+    pub(crate) fn field(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Field { field: field.into(), place: None, message: message.into() }
+    }
+}

@@ -1,0 +1,276 @@
+//! A recipe meets a corpus: what every step trains.
+//!
+//! A plan is small whatever the run's length; every question is answered by calculation.
+
+use std::fmt;
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Batch, Recipe, Stage};
+use crate::error::RecipeError;
+use crate::ids::{SourceId, Step};
+use crate::mixture::{Assignment, Mixture};
+use crate::order::Permutation;
+use crate::schedule::{self, Schedule};
+
+/// A source and a number of its tokens: those it has, or those trained.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceTokens {
+    /// The source's name.
+    pub name: String,
+    /// Tokens, the document ends included.
+    pub num_tokens: u64,
+}
+
+/// Tokens that a stage trains, or has trained, of each of its sources.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageTokens {
+    /// The stage's name.
+    pub stage: String,
+    /// Its sources in the recipe's order.
+    pub sources: Vec<SourceTokens>,
+}
+
+/// Where in its stage a step is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StageStep<'a> {
+    /// Number of the stage, from 0.
+    pub index: usize,
+    /// The stage's name.
+    pub name: &'a str,
+    /// Steps of the stage before this one.
+    pub step_in_stage: u64,
+    /// Steps of the whole stage.
+    pub num_steps: u64,
+}
+
+/// Which tokens a sample is: `seq_len + 1` of the source's stream, from token `window * seq_len` on.
+///
+/// The first `seq_len` of them are inputs, the last `seq_len` targets; windows overlap by one token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SampleRef {
+    /// The source.
+    pub source: SourceId,
+    /// How many times the source has been gone through before; 0 unless the recipe allows repeats.
+    pub epoch: u64,
+    /// Number of the window within the source.
+    pub window: u64,
+}
+
+/// Something about a plan that its user should know.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PlanNote {
+    /// A source is trained more than once.
+    Repeats {
+        /// The source's name.
+        source: String,
+        /// How often each of its windows is trained on average.
+        epochs: f64,
+    },
+    /// A source is so light that its stage takes no sample of it.
+    NoSamples {
+        /// The stage's name.
+        stage: String,
+        /// The source's name.
+        source: String,
+    },
+}
+
+impl fmt::Display for PlanNote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Repeats { source, epochs } => write!(f, "source `{source}` is repeated: {epochs:.2} epochs"),
+            Self::NoSamples { stage, source } => {
+                write!(f, "source `{source}` is too light to give stage `{stage}` a single sample")
+            }
+        }
+    }
+}
+
+/// Everything that follows from a recipe and the sizes of a corpus.
+///
+/// A `step` in its questions is the state that the step starts from: `Step(0)` is asked about to compute the first
+/// update, and the last is asked about as `Step(num_steps - 1)`. Asking beyond that panics, as an index would.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    seed: u64,
+    batch: Batch,
+    sources: Vec<String>,
+    num_windows: Vec<u64>,
+    stages: Vec<PlannedStage>,
+    notes: Vec<PlanNote>,
+}
+
+#[derive(Debug, Clone)]
+struct PlannedStage {
+    name: String,
+    first_step: u64,
+    num_steps: u64,
+    schedule: Schedule,
+    mixture: Mixture,
+    /// For each source of the mixture, which it is and how many of its samples earlier stages take.
+    sources: Vec<(SourceId, u64)>,
+}
+
+impl Plan {
+    /// Plans `recipe` on a corpus with these sources.
+    pub fn new(recipe: &Recipe, corpus: &[SourceTokens]) -> Result<Self, RecipeError> {
+        let mut plan = Self {
+            seed: recipe.run.seed,
+            batch: recipe.batch.clone(),
+            sources: Vec::new(),
+            num_windows: Vec::new(),
+            stages: Vec::new(),
+            notes: Vec::new(),
+        };
+        let mut taken = Vec::new();
+        for stage in &recipe.stages {
+            plan.add_stage(stage, corpus, &mut taken)?;
+        }
+        plan.check_supply(&taken, recipe.corpus.allow_repeats)?;
+        Ok(plan)
+    }
+
+    /// Names of the sources that the stages use, in the order of their first use; a [`SourceId`] is an index into it.
+    pub fn sources(&self) -> &[String] {
+        &self.sources
+    }
+
+    /// What the user should know about the plan.
+    pub fn notes(&self) -> &[PlanNote] {
+        &self.notes
+    }
+
+    /// Steps of all stages together.
+    pub fn num_steps(&self) -> u64 {
+        self.stages.last().map_or(0, |stage| stage.first_step + stage.num_steps)
+    }
+
+    /// The stage of a step, and the step's place in it.
+    pub fn stage_at(&self, step: Step) -> StageStep<'_> {
+        let (index, stage) = self.find_stage(step);
+        let step_in_stage = step.0 - stage.first_step;
+        StageStep { index, name: &stage.name, step_in_stage, num_steps: stage.num_steps }
+    }
+
+    /// The learning rate of a step.
+    pub fn learning_rate(&self, step: Step) -> f64 {
+        let (_, stage) = self.find_stage(step);
+        schedule::learning_rate(&stage.schedule, step.0 - stage.first_step, stage.num_steps)
+    }
+
+    /// The samples of a step at these indices, of `0..samples_per_step`.
+    pub fn samples(&self, step: Step, indices: Range<usize>) -> Vec<SampleRef> {
+        let len = self.batch.samples_per_step;
+        assert!(indices.end <= len, "samples {indices:?} are asked of a step of {len}");
+        let (_, stage) = self.find_stage(step);
+        let first = (step.0 - stage.first_step) * len as u64;
+        let positions = first + indices.start as u64..first + indices.end as u64;
+        stage.mixture.assignments(positions).into_iter().map(|assignment| self.sample_ref(stage, assignment)).collect()
+    }
+
+    /// One sample of a step; [`Plan::samples`] is quicker for several.
+    pub fn sample(&self, step: Step, index_in_step: usize) -> SampleRef {
+        self.samples(step, index_in_step..index_in_step + 1)[0]
+    }
+
+    /// The indices of a slot's samples within a step; the same in every step.
+    pub fn slot_samples(&self, slot: usize) -> Range<usize> {
+        assert!(slot < self.batch.slots, "slot {slot} is asked of {} slots", self.batch.slots);
+        let len = self.batch.samples_per_slot();
+        slot * len..(slot + 1) * len
+    }
+
+    /// Tokens that the whole run trains, by stage and source.
+    pub fn planned_tokens(&self) -> Vec<StageTokens> {
+        self.trained_tokens(Step(self.num_steps()))
+    }
+
+    /// Tokens that have been trained when the state is at `through`, by stage and source.
+    pub fn trained_tokens(&self, through: Step) -> Vec<StageTokens> {
+        let in_stage = |stage: &PlannedStage| {
+            let num_steps = through.0.saturating_sub(stage.first_step).min(stage.num_steps);
+            stage.mixture.counts_before(num_steps * self.batch.samples_per_step as u64)
+        };
+        let tokens = |(&(source, _), count): (&(SourceId, u64), u64)| SourceTokens {
+            name: self.sources[source.0 as usize].clone(),
+            num_tokens: count * self.batch.seq_len as u64,
+        };
+        let stage_tokens = |stage: &PlannedStage| StageTokens {
+            stage: stage.name.clone(),
+            sources: stage.sources.iter().zip(in_stage(stage)).map(tokens).collect(),
+        };
+        self.stages.iter().map(stage_tokens).collect()
+    }
+
+    fn find_stage(&self, step: Step) -> (usize, &PlannedStage) {
+        assert!(step.0 < self.num_steps(), "step {step} is asked of a plan of {} steps", self.num_steps());
+        let index = self.stages.partition_point(|stage| stage.first_step + stage.num_steps <= step.0);
+        (index, &self.stages[index])
+    }
+
+    fn sample_ref(&self, stage: &PlannedStage, assignment: Assignment) -> SampleRef {
+        let (source, earlier) = stage.sources[assignment.source];
+        let num_windows = self.num_windows[source.0 as usize];
+        let number = earlier + assignment.index;
+        let epoch = number / num_windows;
+        let order = Permutation::new(self.seed, &self.sources[source.0 as usize], epoch, num_windows);
+        SampleRef { source, epoch, window: order.at(number % num_windows) }
+    }
+
+    /// Appends a stage; `taken` counts the samples taken of each source so far.
+    fn add_stage(&mut self, stage: &Stage, corpus: &[SourceTokens], taken: &mut Vec<u64>) -> Result<(), RecipeError> {
+        let num_steps = stage.num_steps(&self.batch);
+        let weights: Vec<u64> = stage.sources.iter().map(|source| source.weight_tokens).collect();
+        let mixture = Mixture::new(&weights, num_steps * self.batch.samples_per_step as u64);
+        let mut sources = Vec::new();
+        for (source, &count) in stage.sources.iter().zip(mixture.counts()) {
+            let id = self.source_id(&stage.name, &source.name, corpus)?;
+            taken.resize(self.sources.len(), 0);
+            if count == 0 {
+                self.notes.push(PlanNote::NoSamples { stage: stage.name.clone(), source: source.name.clone() });
+            }
+            sources.push((id, taken[id.0 as usize]));
+            taken[id.0 as usize] += count;
+        }
+        let (name, schedule) = (stage.name.clone(), stage.schedule.clone());
+        let first_step = self.num_steps();
+        self.stages.push(PlannedStage { name, first_step, num_steps, schedule, mixture, sources });
+        Ok(())
+    }
+
+    /// The id of a source, which is given one and measured when it is first used.
+    fn source_id(&mut self, stage: &str, name: &str, corpus: &[SourceTokens]) -> Result<SourceId, RecipeError> {
+        if let Some(index) = self.sources.iter().position(|known| known == name) {
+            return Ok(SourceId(index as u32));
+        }
+        let source = corpus.iter().find(|source| source.name == name).ok_or_else(|| RecipeError::UnknownSource {
+            stage: stage.to_owned(),
+            source_name: name.to_owned(),
+            known: corpus.iter().map(|source| source.name.as_str()).collect::<Vec<_>>().join(", "),
+        })?;
+        let seq_len = self.batch.seq_len as u64;
+        let num_windows = source.num_tokens.saturating_sub(1) / seq_len;
+        if num_windows == 0 {
+            let (source_name, needed) = (name.to_owned(), seq_len + 1);
+            return Err(RecipeError::EmptySource { source_name, num_tokens: source.num_tokens, needed });
+        }
+        self.sources.push(name.to_owned());
+        self.num_windows.push(num_windows);
+        Ok(SourceId(self.sources.len() as u32 - 1))
+    }
+
+    fn check_supply(&mut self, taken: &[u64], allow_repeats: bool) -> Result<(), RecipeError> {
+        for ((name, &available), &planned) in self.sources.iter().zip(&self.num_windows).zip(taken) {
+            if planned > available && !allow_repeats {
+                return Err(RecipeError::SourceTooSmall { source_name: name.clone(), available, planned });
+            }
+            if planned > available {
+                let epochs = planned as f64 / available as f64;
+                self.notes.push(PlanNote::Repeats { source: name.clone(), epochs });
+            }
+        }
+        Ok(())
+    }
+}
