@@ -75,6 +75,14 @@ pub enum StoreError {
         /// What was expected, what is there, and what to do.
         reason: String,
     },
+    /// Something whole is not what was asked for.
+    #[error("{place}: {reason}")]
+    Mismatch {
+        /// The object, and where in it.
+        place: String,
+        /// What was expected, what is there, and what to do.
+        reason: String,
+    },
     /// A checkpoint of this step exists with other content.
     #[error(
         "{url} exists with another content: the same step gave two states; stop both runs and look for the worker that computes differently"
@@ -108,6 +116,11 @@ impl StoreError {
     /// Bytes at `place` that are not what they must be.
     pub fn damaged(place: impl Into<String>, reason: impl Into<String>) -> Self {
         Self::Damaged { place: place.into(), reason: reason.into() }
+    }
+
+    /// Something whole at `place` that is not what was asked for.
+    pub fn mismatch(place: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Mismatch { place: place.into(), reason: reason.into() }
     }
 
     /// Puts the object store's error into our words.

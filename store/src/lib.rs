@@ -9,6 +9,7 @@ pub mod corpus;
 mod create_only;
 mod digest;
 mod error;
+pub mod hf;
 pub mod indexed;
 mod object;
 pub mod run;

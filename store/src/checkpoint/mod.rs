@@ -11,6 +11,7 @@
 
 mod check;
 mod manifest;
+mod params;
 mod retention;
 
 use std::collections::HashMap;
@@ -21,6 +22,7 @@ use crate::{Digest, Store, StoreError};
 
 pub use check::{Checked, Depth, newest_good, verify};
 pub use manifest::{Chunk, Manifest, Trained, state_digest};
+pub use params::ParamReader;
 pub use retention::{Removed, retain};
 
 /// Vectors in a chunk object: parameters and AdamW's two moments.
