@@ -1,1 +1,5 @@
 //! worker
+
+pub mod corpus;
+pub mod loader;
+pub mod shard_cache;
