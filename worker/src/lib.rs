@@ -1,2 +1,6 @@
 //! worker
+
+pub mod corpus;
+pub mod loader;
 pub mod plane;
+pub mod shard_cache;
