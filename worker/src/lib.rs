@@ -1,2 +1,3 @@
 //! worker
 pub mod plane;
+pub mod reduce;
