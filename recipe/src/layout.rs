@@ -177,8 +177,7 @@ impl Builder {
             let end = spec.range.end;
             spec.range.clone().step_by(chunk_params).map(move |start| (block, start..(start + chunk_params).min(end)))
         });
-        let chunks =
-            (0..).zip(pieces).map(|(id, (block, range))| ChunkSpec { id: ChunkId(id), block, range }).collect();
+        let chunks = (0..).zip(pieces).map(|(id, (block, range))| ChunkSpec { id: ChunkId(id), block, range }).collect();
         Layout { tensors: self.tensors, blocks: self.blocks, chunks, num_params: self.offset }
     }
 }
@@ -187,14 +186,7 @@ impl Builder {
 mod tests {
     use super::*;
 
-    fn published(
-        hidden: usize,
-        layers: usize,
-        heads: (usize, usize),
-        mlp: usize,
-        vocab: usize,
-        tied: bool,
-    ) -> Qwen2Config {
+    fn published(hidden: usize, layers: usize, heads: (usize, usize), mlp: usize, vocab: usize, tied: bool) -> Qwen2Config {
         Qwen2Config {
             hidden_size: hidden,
             num_hidden_layers: layers,
@@ -246,10 +238,6 @@ mod tests {
             assert!(segments.windows(2).all(|w| w[0].0.end == w[1].0.start));
         }
         let undecayed: Vec<_> = layout.tensors.iter().filter(|t| !t.decay).map(|t| t.name.as_str()).collect();
-        assert!(
-            undecayed
-                .iter()
-                .all(|n| n.ends_with("norm.weight") || n.ends_with("layernorm.weight") || n.ends_with(".bias"))
-        );
+        assert!(undecayed.iter().all(|n| n.ends_with("norm.weight") || n.ends_with("layernorm.weight") || n.ends_with(".bias")));
     }
 }
