@@ -78,29 +78,51 @@ pub struct Merge {
 impl SumPlan {
     /// The plan for the slots of `range`, of a step of `slots`.
     pub fn new(slots: usize, range: &Range<usize>) -> Self {
-        let mut plan = Self { steps: Vec::new(), pieces: Vec::new(), num_buffers: 0 };
+        let mut sums = PartialSums::new(slots);
+        let (mut steps, mut num_buffers) = (Vec::new(), 0);
         for slot in range.clone() {
-            let buffer = plan.pieces.len();
-            plan.pieces.push(slot..slot + 1);
-            plan.num_buffers = plan.num_buffers.max(plan.pieces.len());
-            let merges = plan.merge_complete(slots);
-            plan.steps.push(SlotSteps { slot, buffer, merges });
+            let buffer = sums.nodes.len();
+            num_buffers = num_buffers.max(buffer + 1);
+            let num_merges = sums.push(slot..slot + 1);
+            let merges = (0..num_merges).map(|i| Merge { into: buffer - i - 1, from: buffer - i }).collect();
+            steps.push(SlotSteps { slot, buffer, merges });
         }
-        plan
+        Self { steps, pieces: sums.nodes, num_buffers }
+    }
+}
+
+/// Sums of neighbouring nodes, joined as soon as their parent can be formed.
+#[derive(Debug, Clone)]
+pub struct PartialSums {
+    slots: usize,
+    nodes: Vec<Range<usize>>,
+}
+
+impl PartialSums {
+    /// No sums yet, of a tree over `slots`.
+    pub fn new(slots: usize) -> Self {
+        Self { slots, nodes: Vec::new() }
     }
 
-    /// Joins the last two pieces for as long as they are the two children of one node.
-    fn merge_complete(&mut self, slots: usize) -> Vec<Merge> {
-        let mut merges = Vec::new();
-        while let [.., left, right] = self.pieces.as_slice()
-            && is_node(slots, &(left.start..right.end))
+    /// The nodes whose sums there are, from left to right.
+    pub fn nodes(&self) -> &[Range<usize>] {
+        &self.nodes
+    }
+
+    /// Adds the sum of the node to the right of the last one. Returns how many times after that the last sum is to be
+    /// added to the one before it, which it then replaces.
+    pub fn push(&mut self, node: Range<usize>) -> usize {
+        self.nodes.push(node);
+        let mut num_merges = 0;
+        while let [.., left, right] = self.nodes.as_slice()
+            && is_node(self.slots, &(left.start..right.end))
         {
-            let (into, end) = (self.pieces.len() - 2, right.end);
-            merges.push(Merge { into, from: into + 1 });
-            self.pieces.pop();
-            self.pieces[into].end = end;
+            let parent = left.start..right.end;
+            self.nodes.truncate(self.nodes.len() - 2);
+            self.nodes.push(parent);
+            num_merges += 1;
         }
-        merges
+        num_merges
     }
 }
 
@@ -167,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_rank_sends_whole_subtrees() {
-        assert_eq!(subtrees(8, &(0..8)), [0..8]);
+        assert_eq!(subtrees(8, &(0..8)), vec![0..8; 1]);
         assert_eq!(subtrees(8, &(3..8)), [3..4, 4..8]);
         assert_eq!(subtrees(7, &(1..7)), [1..2, 2..4, 4..7]);
         assert_eq!(subtrees(6, &(3..3)), []);

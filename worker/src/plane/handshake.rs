@@ -47,8 +47,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    const ALL: [Self; 6] =
-        [Self::Protocol, Self::Run, Self::OldGeneration, Self::Secret, Self::Rank, Self::Busy];
+    const ALL: [Self; 6] = [Self::Protocol, Self::Run, Self::OldGeneration, Self::Secret, Self::Rank, Self::Busy];
 
     /// The whole answer on the wire.
     pub(super) fn answer(self) -> [u8; ANSWER_BYTES] {

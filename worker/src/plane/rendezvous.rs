@@ -52,7 +52,8 @@ pub fn form(
         return Err(PlaneError::NoSuchPeer { rank, world, peer: rank });
     }
     let run = listener.lobby.run();
-    let dial = |(to, address): (Rank, &SocketAddr)| Dial::new(*address, &Hello { run, generation, from: rank, to }, secret);
+    let dial =
+        |(to, address): (Rank, &SocketAddr)| Dial::new(*address, &Hello { run, generation, from: rank, to }, secret);
     let mut meeting = Meeting {
         generation,
         doors: listener.lobby.open(membership)?,
@@ -114,8 +115,7 @@ impl Meeting<'_> {
 
     /// Waits until some step can be taken.
     fn wait(&self, mut timeout: Duration, abort: &AbortHandle) -> Result<(), PlaneError> {
-        let mut fds =
-            vec![PollFd::new(abort.signal(), PollFlags::IN), PollFd::new(self.doors.signal(), PollFlags::IN)];
+        let mut fds = vec![PollFd::new(abort.signal(), PollFlags::IN), PollFd::new(self.doors.signal(), PollFlags::IN)];
         let now = Instant::now();
         for dial in &self.dials {
             match dial.awaits() {

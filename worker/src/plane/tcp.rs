@@ -121,7 +121,8 @@ fn carry(links: &mut [Link<'_>], abort: &AbortHandle, timeout: Duration) -> Resu
 }
 
 fn timed_out(links: &[Link<'_>], waited: Duration) -> PlaneError {
-    let (send, receive) = links.iter().fold((0, 0), |(s, r), link| (s + link.outgoing.left(), r + link.incoming.left()));
+    let (send, receive) =
+        links.iter().fold((0, 0), |(s, r), link| (s + link.outgoing.left(), r + link.incoming.left()));
     PlaneError::Timeout {
         waited_ms: waited.as_millis() as u64,
         ranks: links.iter().map(|link| link.rank).collect(),
@@ -152,8 +153,7 @@ impl<'a> Link<'a> {
     }
 
     fn receive(&mut self, generation: Generation, bytes: &'a mut [u8]) {
-        let frame =
-            Frame { from: self.rank, generation, sequence: *self.num_received, len_bytes: bytes.len() as u64 };
+        let frame = Frame { from: self.rank, generation, sequence: *self.num_received, len_bytes: bytes.len() as u64 };
         *self.num_received += 1;
         self.incoming.expected.push_back((frame, bytes));
     }

@@ -1,0 +1,68 @@
+//! Times the exact reduction over loopback: `cargo run -p polo-worker --example reduce_loopback [MILLION_PARAMS [WORLD [SLOTS]]]`.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use polo_recipe::ids::{Generation, Rank};
+use polo_recipe::slots::{assign, subtrees};
+use polo_worker::plane::rendezvous::{Membership, Timeouts, form};
+use polo_worker::plane::{AbortHandle, Listener, PlaneError, Secret};
+use polo_worker::reduce::ExactReduce;
+
+const ROUNDS: usize = 8;
+const CHUNK_PARAMS: usize = 1 << 20;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let numbers: Result<Vec<usize>, _> = std::env::args().skip(1).map(|arg| arg.parse()).collect();
+    let numbers = numbers?;
+    let number = |at: usize, default| numbers.get(at).copied().unwrap_or(default);
+    let (num_params, world) = (number(0, 42) * 1_000_000, number(1, 2));
+    let slots = number(2, world);
+    let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let listeners = (0..world).map(|_| Listener::bind(loopback, "bench")).collect::<Result<Vec<_>, _>>()?;
+    let peers: Vec<_> = listeners.iter().map(Listener::local_addr).collect();
+    thread::scope(|scope| {
+        let ranks = (0..).map(Rank).zip(&listeners);
+        let run = |(rank, listener)| {
+            let peers = peers.clone();
+            scope.spawn(move || work(listener, rank, peers, num_params, slots))
+        };
+        let running: Vec<_> = ranks.map(run).collect();
+        running.into_iter().try_for_each(|rank| rank.join().expect("no panic"))
+    })?;
+    Ok(())
+}
+
+fn work(
+    listener: &Listener,
+    rank: Rank,
+    peers: Vec<SocketAddr>,
+    params: usize,
+    slots: usize,
+) -> Result<(), PlaneError> {
+    let world = peers.len();
+    let membership = Membership { generation: Generation(1), rank, peers, secret: Secret([0; 32]) };
+    let timeouts = Timeouts { form: Duration::from_secs(5), exchange: Duration::from_secs(5) };
+    let abort = AbortHandle::new().map_err(|source| PlaneError::Local { what: "make a handle", source })?;
+    let started = Instant::now();
+    let mut plane = form(listener, &membership, &timeouts, &abort)?;
+    if rank.0 == 0 {
+        println!("{world} ranks formed in {:.1} ms", started.elapsed().as_secs_f64() * 1e3);
+    }
+    let chunks = (0..params).step_by(CHUNK_PARAMS).map(|start| start..(start + CHUNK_PARAMS).min(params)).collect();
+    let mut reduce = ExactReduce::new(slots, chunks, rank, world);
+    let share = &assign(slots, world).expect("no more ranks than slots")[rank.index()];
+    let mut pieces = vec![vec![1e-3f32; params]; subtrees(slots, share).len()];
+    for _ in 0..ROUNDS {
+        let mut pieces: Vec<_> = pieces.iter_mut().map(Vec::as_mut_slice).collect();
+        let started = Instant::now();
+        let reduced = reduce.run(&mut plane, &mut pieces)?;
+        let seconds = started.elapsed().as_secs_f64();
+        if rank.0 == 0 {
+            let gigabytes = (reduced.bytes_sent + reduced.bytes_received) as f64 / 1e9;
+            println!("{seconds:.3} s, {gigabytes:.3} GB sent and received, {:.2} GB/s", gigabytes / seconds);
+        }
+    }
+    Ok(())
+}

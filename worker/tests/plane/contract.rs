@@ -1,0 +1,159 @@
+//! What every implementation of the data plane must do.
+
+use std::time::Duration;
+
+use polo_recipe::ids::Rank;
+use polo_worker::plane::gather::all_gather;
+use polo_worker::plane::{DataPlane, PlaneError, Transfer};
+
+use crate::worlds::{Factory, PATIENCE, on_all};
+
+/// Makes a test of each part of the contract, for the planes of a [`Factory`].
+macro_rules! contract_tests {
+    ($factory:path) => {
+        crate::contract::contract_tests!($factory:
+            a_plane_knows_its_place
+            messages_arrive_whole_and_in_order_in_every_world
+            a_group_of_many_tiny_messages_arrives
+            big_messages_pass_each_other
+            records_are_gathered_in_rank_order
+            an_abort_ends_a_running_exchange_and_all_later_ones
+            the_death_of_a_peer_is_noticed_at_once
+            a_silent_peer_is_named_after_the_timeout
+            a_message_of_another_length_is_an_error
+            a_rank_exchanges_with_others_only
+        );
+    };
+    ($factory:path: $($name:ident)*) => {
+        $(#[test] fn $name() { crate::contract::$name($factory); })*
+    };
+}
+pub(crate) use contract_tests;
+
+/// What `from` sends to `to` as message `number`: of many lengths, among them 0.
+fn message(from: u32, to: u32, number: usize) -> Vec<u8> {
+    let len = number * 37 % 300;
+    (0..len).map(|i| (from as usize * 101 + to as usize * 31 + number * 7 + i) as u8).collect()
+}
+
+fn peers(plane: &dyn DataPlane) -> Vec<Rank> {
+    (0..plane.world() as u32).map(Rank).filter(|rank| *rank != plane.rank()).collect()
+}
+
+/// Exchanges messages `numbers` with every peer, in one group, and checks what comes.
+fn exchange_all(plane: &mut dyn DataPlane, numbers: std::ops::Range<usize>) {
+    let (own, peers) = (plane.rank().0, peers(plane));
+    let pairs = || peers.iter().flat_map(|peer| numbers.clone().map(move |number| (*peer, number)));
+    let outgoing: Vec<_> = pairs().map(|(peer, number)| (peer, message(own, peer.0, number))).collect();
+    let expected: Vec<_> = pairs().map(|(peer, number)| message(peer.0, own, number)).collect();
+    let mut incoming: Vec<_> = expected.iter().map(|message| vec![0; message.len()]).collect();
+    let sends = outgoing.iter().map(|(to, bytes)| Transfer::Send { to: *to, bytes });
+    let places = pairs().zip(&mut incoming);
+    let receives = places.map(|((from, _), bytes)| Transfer::Recv { from, bytes });
+    plane.exchange(&mut sends.chain(receives).collect::<Vec<_>>()).expect("an exchange");
+    assert_eq!(incoming, expected);
+}
+
+fn receive(plane: &mut dyn DataPlane, from: u32) -> Result<Vec<u8>, PlaneError> {
+    let mut bytes = vec![0; 5];
+    plane.exchange(&mut [Transfer::Recv { from: Rank(from), bytes: &mut bytes }]).map(|()| bytes)
+}
+
+pub fn a_plane_knows_its_place(planes: Factory) {
+    for world in 1..=5 {
+        let seen: Vec<_> = planes(world, PATIENCE).iter().map(|p| (p.rank().index(), p.world())).collect();
+        assert_eq!(seen, (0..world).map(|rank| (rank, world)).collect::<Vec<_>>());
+    }
+}
+
+pub fn messages_arrive_whole_and_in_order_in_every_world(planes: Factory) {
+    for world in 1..=5 {
+        on_all(planes(world, PATIENCE), |mut plane| {
+            for numbers in [0..1, 1..2, 2..30, 30..30, 30..100] {
+                exchange_all(&mut *plane, numbers);
+            }
+        });
+    }
+}
+
+pub fn a_group_of_many_tiny_messages_arrives(planes: Factory) {
+    on_all(planes(3, PATIENCE), |mut plane| exchange_all(&mut *plane, 0..5000));
+}
+
+pub fn big_messages_pass_each_other(planes: Factory) {
+    const LEN: usize = 64 << 20;
+    on_all(planes(2, PATIENCE), |mut plane| {
+        let (own, peer) = (plane.rank().0 as u8, Rank(1 - plane.rank().0));
+        let outgoing: Vec<_> = (0..LEN).map(|i| (i >> 8) as u8 ^ own).collect();
+        let mut incoming = vec![0; LEN];
+        let send = Transfer::Send { to: peer, bytes: &outgoing };
+        plane.exchange(&mut [send, Transfer::Recv { from: peer, bytes: &mut incoming }]).expect("an exchange");
+        assert!(incoming.iter().zip(&outgoing).all(|(theirs, ours)| theirs ^ ours == 1));
+    });
+}
+
+pub fn records_are_gathered_in_rank_order(planes: Factory) {
+    for world in 1..=5 {
+        let gathered = on_all(planes(world, PATIENCE), |mut plane| {
+            let record = [plane.rank().0 as u8, 77];
+            assert_eq!(all_gather(&mut *plane, &[]).expect("a gather"), []);
+            all_gather(&mut *plane, &record).expect("a gather")
+        });
+        let expected: Vec<_> = (0..world as u8).flat_map(|rank| [rank, 77]).collect();
+        assert!(gathered.iter().all(|records| *records == expected));
+    }
+}
+
+pub fn an_abort_ends_a_running_exchange_and_all_later_ones(planes: Factory) {
+    let mut planes = planes(2, PATIENCE);
+    let abort = planes[0].abort_handle();
+    assert!(!abort.is_aborted());
+    let plane = &mut *planes[0];
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| receive(plane, 1));
+        abort.abort();
+        assert!(matches!(waiting.join().expect("no panic"), Err(PlaneError::Aborted)));
+    });
+    assert!(abort.is_aborted());
+    assert!(matches!(receive(&mut *planes[0], 1), Err(PlaneError::Aborted)));
+}
+
+pub fn the_death_of_a_peer_is_noticed_at_once(planes: Factory) {
+    on_all(planes(3, PATIENCE), |mut plane| match plane.rank() {
+        Rank(2) => drop(plane),
+        _ => assert!(matches!(receive(&mut *plane, 2), Err(PlaneError::PeerLost { rank: Rank(2), .. }))),
+    });
+}
+
+pub fn a_silent_peer_is_named_after_the_timeout(planes: Factory) {
+    let mut planes = planes(3, Duration::from_millis(20));
+    let error = receive(&mut *planes[0], 2).expect_err("nobody sends");
+    let PlaneError::Timeout { waited_ms, ranks, .. } = &error else { panic!("{error}") };
+    assert!(*waited_ms >= 20);
+    assert_eq!(*ranks, [Rank(2)]);
+    let text = error.to_string();
+    assert!(text.contains("for rank 2 while exchanging messages (0 bytes left to send, 5 to receive)"), "{text}");
+}
+
+pub fn a_message_of_another_length_is_an_error(planes: Factory) {
+    let errors = on_all(planes(2, PATIENCE), |mut plane| {
+        if plane.rank() == Rank(0) {
+            return receive(&mut *plane, 1).err().map(|error| error.to_string());
+        }
+        plane.exchange(&mut [Transfer::Send { to: Rank(0), bytes: &[1; 4] }]).expect("a message sent");
+        // Stays until the other side has judged.
+        assert!(matches!(receive(&mut *plane, 0), Err(PlaneError::PeerLost { .. })));
+        None
+    });
+    let text = errors[0].as_deref().expect("an error");
+    assert!(text.contains("rank 1 is out of step: expected message 0 of 5 bytes"), "{text}");
+    assert!(text.contains("got message 0 of 4 bytes from rank 1"), "{text}");
+}
+
+pub fn a_rank_exchanges_with_others_only(planes: Factory) {
+    let mut planes = planes(2, PATIENCE);
+    for peer in [0, 2] {
+        let error = receive(&mut *planes[0], peer).expect_err("no such peer");
+        assert!(matches!(error, PlaneError::NoSuchPeer { peer: p, .. } if p == Rank(peer)), "{error}");
+    }
+}
