@@ -1,1 +1,5 @@
 //! worker
+
+pub mod init;
+pub mod model;
+pub mod optimizer;
