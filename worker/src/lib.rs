@@ -1,7 +1,22 @@
-//! worker
+//! What a worker does: corpus -> batch -> model -> collective -> optimizer -> checkpoint.
+//!
+//! It never decides who takes part, and nothing in it may make the state depend on the world. One thread owns all
+//! tensors ([`trainer`]); beside it an agent ([`agent`]) talks with the coordinator, and a loader reads ahead. Start
+//! reading at [`generation`], one membership's life, and [`step`], one step of it.
 
+pub mod agent;
+pub mod boundary;
+pub mod checkpointer;
 pub mod corpus;
+pub mod desk;
+pub mod flat;
+pub mod init;
 pub mod loader;
+pub mod model;
+pub mod optimizer;
 pub mod plane;
-pub mod shard_cache;
 pub mod reduce;
+pub mod session;
+pub mod shard_cache;
+pub mod state;
+pub mod sync;

@@ -1,0 +1,186 @@
+//! The shim's kernels (`csrc/kernels.cpp`) as safe functions: kinds, shapes and places are checked here.
+//!
+//! Tensors that are written to come as `&Tensor`, as everywhere in tch: a tensor is a handle to shared memory.
+
+use tch::{Device, Kind, Tensor};
+
+use super::ModelError;
+
+type Result<T = ()> = std::result::Result<T, ModelError>;
+
+unsafe extern "C" {
+    fn polo_rms_norm(x: *const f32, w: *const f32, eps: f32, rows: i64, width: i64, out: *mut f32, inverse: *mut f32);
+    fn polo_rms_norm_backward(
+        x: *const f32,
+        weight: *const f32,
+        inverse: *const f32,
+        out_grad: *const f32,
+        rows: i64,
+        width: i64,
+        x_grad: *mut f32,
+        weight_grad: *mut f32,
+    );
+    fn polo_rotate(
+        rows_of_heads: *mut f32,
+        rows: i64,
+        stride: i64,
+        sequence: i64,
+        heads: i64,
+        head_dim: i64,
+        cosine: *const f32,
+        sine: *const f32,
+        direction: f32,
+    );
+    fn polo_swiglu(gate_up: *const f32, rows: i64, width: i64, out: *mut f32);
+    fn polo_swiglu_backward(gate_up: *mut f32, out: *mut f32, rows: i64, width: i64);
+    fn polo_cross_entropy(logits: *mut f32, targets: *const i64, rows: i64, vocab: i64, scale: f32, losses: *mut f64);
+    fn polo_add_rows_at(to: *mut f32, indices: *const i64, from: *const f32, rows: i64, width: i64);
+    fn polo_add_row_sum(to: *mut f32, from: *const f32, rows: i64, width: i64);
+}
+
+/// The memory of a contiguous tensor of that shape, or an error that names it.
+fn memory<T>(name: &'static str, tensor: &Tensor, kind: Kind, shape: &[i64]) -> Result<*mut T> {
+    let found = (tensor.kind(), tensor.device(), tensor.size());
+    if found != (kind, Device::Cpu, shape.to_vec()) || !tensor.is_contiguous() {
+        let wanted = format!("contiguous {kind:?} {shape:?} on the CPU");
+        let found = format!("{:?} {:?} on {:?} with strides {:?}", found.0, found.2, found.1, tensor.stride());
+        return Err(ModelError::Tensor { name, wanted, found });
+    }
+    Ok(tensor.data_ptr().cast())
+}
+
+fn floats(name: &'static str, tensor: &Tensor, shape: &[i64]) -> Result<*mut f32> {
+    memory(name, tensor, Kind::Float, shape)
+}
+
+/// Output of [`rms_norm`]: the normed rows and, per row, `(mean(x^2) + eps)^-1/2`.
+pub struct Normed {
+    /// `[rows, width]`
+    pub out: Tensor,
+    /// `[rows]`
+    pub inverse_rms: Tensor,
+}
+
+/// RMSNorm over the last dimension of `x` `[rows, width]`.
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Normed> {
+    let (rows, width) = x.size2()?;
+    let out = Tensor::f_empty([rows, width], (Kind::Float, x.device()))?;
+    let inverse_rms = Tensor::f_empty([rows], (Kind::Float, x.device()))?;
+    let (x, weight) = (floats("x", x, &[rows, width])?, floats("weight", weight, &[width])?);
+    let (to, inverse) = (floats("out", &out, &[rows, width])?, floats("inverse_rms", &inverse_rms, &[rows])?);
+    // SAFETY: four live buffers of the sizes checked above.
+    unsafe { polo_rms_norm(x, weight, eps as f32, rows, width, to, inverse) };
+    Ok(Normed { out, inverse_rms })
+}
+
+/// Backward of [`rms_norm`]: adds to `x_grad` `[rows, width]` and `weight_grad` `[width]`.
+pub fn rms_norm_backward(
+    x: &Tensor,
+    weight: &Tensor,
+    inverse_rms: &Tensor,
+    out_grad: &Tensor,
+    x_grad: &Tensor,
+    weight_grad: &Tensor,
+) -> Result {
+    let (rows, width) = x.size2()?;
+    let (x, out_grad) = (floats("x", x, &[rows, width])?, floats("out_grad", out_grad, &[rows, width])?);
+    let (weight, inverse) = (floats("weight", weight, &[width])?, floats("inverse_rms", inverse_rms, &[rows])?);
+    let (x_grad, weight_grad) =
+        (floats("x_grad", x_grad, &[rows, width])?, floats("weight_grad", weight_grad, &[width])?);
+    // SAFETY: six live buffers of the sizes checked above.
+    unsafe { polo_rms_norm_backward(x, weight, inverse, out_grad, rows, width, x_grad, weight_grad) };
+    Ok(())
+}
+
+/// Which way [`rotate`] turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// As in the forward.
+    Forward,
+    /// Back again: the gradient's way.
+    Backward,
+}
+
+/// Rotary embedding in place on the first `heads` heads of each row of `rows_of_heads` `[batch * sequence, stride]`;
+/// `cosine` and `sine` are `[sequence, head_dim / 2]`.
+pub fn rotate(rows_of_heads: &Tensor, heads: i64, cosine: &Tensor, sine: &Tensor, turn: Turn) -> Result {
+    let ((rows, stride), (sequence, half)) = (rows_of_heads.size2()?, cosine.size2()?);
+    let direction = if turn == Turn::Forward { 1.0 } else { -1.0 };
+    let data = floats("rows_of_heads", rows_of_heads, &[rows, stride])?;
+    let cosine = floats("cosine", cosine, &[sequence, half])?;
+    let sine = floats("sine", sine, &[sequence, half])?;
+    if heads * half * 2 > stride {
+        let wanted = format!("at least {heads} heads of {} a row", half * 2);
+        return Err(ModelError::Tensor { name: "rows_of_heads", wanted, found: format!("{stride} a row") });
+    }
+    // SAFETY: three live buffers of the sizes checked above, and the heads lie within a row.
+    unsafe { polo_rotate(data, rows, stride, sequence, heads, half * 2, cosine, sine, direction) };
+    Ok(())
+}
+
+/// `silu(gate) * up` for `gate_up` `[rows, 2 * width]` (gate first), as `[rows, width]`.
+pub fn swiglu(gate_up: &Tensor) -> Result<Tensor> {
+    let (rows, double) = gate_up.size2()?;
+    let out = Tensor::f_empty([rows, double / 2], (Kind::Float, gate_up.device()))?;
+    let (from, to) = (floats("gate_up", gate_up, &[rows, double])?, floats("out", &out, &[rows, double / 2])?);
+    // SAFETY: two live buffers of the sizes checked above.
+    unsafe { polo_swiglu(from, rows, double / 2, to) };
+    Ok(out)
+}
+
+/// Backward of [`swiglu`], in place: `gate_up` becomes its gradient, and `out`, which comes holding the output's
+/// gradient, becomes the forward's output.
+pub fn swiglu_backward(gate_up: &Tensor, out: &Tensor) -> Result {
+    let (rows, double) = gate_up.size2()?;
+    let (gate_up, out) = (floats("gate_up", gate_up, &[rows, double])?, floats("out", out, &[rows, double / 2])?);
+    // SAFETY: two live buffers of the sizes checked above.
+    unsafe { polo_swiglu_backward(gate_up, out, rows, double / 2) };
+    Ok(())
+}
+
+/// Cross-entropy of `logits` `[rows, vocab]` against int64 `targets` `[rows]`: returns a loss per row, and leaves
+/// `scale` times the loss's gradient in `logits`. Targets must lie in the vocabulary.
+pub fn cross_entropy(logits: &Tensor, targets: &Tensor, scale: f64) -> Result<Vec<f64>> {
+    let (rows, vocab) = logits.size2()?;
+    let mut losses = vec![0.0; rows as usize];
+    let data = floats("logits", logits, &[rows, vocab])?;
+    let targets = indices("targets", targets, rows, vocab)?;
+    // SAFETY: three live buffers of the sizes checked above, and every target is below `vocab`.
+    unsafe { polo_cross_entropy(data, targets, rows, vocab, scale as f32, losses.as_mut_ptr()) };
+    Ok(losses)
+}
+
+/// `to[indices[r]] += from[r]` row after row, in order; `to` is `[num_rows, width]`, `indices` int64 `[rows]`.
+pub fn add_rows_at(to: &Tensor, at: &Tensor, from: &Tensor) -> Result {
+    let ((num_rows, width), (rows, _)) = (to.size2()?, from.size2()?);
+    let (to, from) = (floats("to", to, &[num_rows, width])?, floats("from", from, &[rows, width])?);
+    let at = indices("indices", at, rows, num_rows)?;
+    // SAFETY: three live buffers of the sizes checked above, and every index is below `num_rows`.
+    unsafe { polo_add_rows_at(to, at, from, rows, width) };
+    Ok(())
+}
+
+/// `to += sum of the rows of from`; `to` is `[width]`, `from` `[rows, width]`.
+pub fn add_row_sum(to: &Tensor, from: &Tensor) -> Result {
+    let (rows, width) = from.size2()?;
+    let (to, from) = (floats("to", to, &[width])?, floats("from", from, &[rows, width])?);
+    // SAFETY: two live buffers of the sizes checked above.
+    unsafe { polo_add_row_sum(to, from, rows, width) };
+    Ok(())
+}
+
+/// Refuses int64 numbers outside `0..limit`.
+pub fn check_indices(name: &'static str, tensor: &Tensor, limit: i64) -> Result {
+    indices(name, tensor, tensor.size1()?, limit).map(drop)
+}
+
+/// The memory of `count` int64 numbers that all lie in `0..limit`.
+fn indices(name: &'static str, tensor: &Tensor, count: i64, limit: i64) -> Result<*const i64> {
+    let data: *const i64 = memory::<i64>(name, tensor, Kind::Int64, &[count])?;
+    // SAFETY: the tensor is alive, contiguous, and holds `count` int64 numbers.
+    let numbers = unsafe { std::slice::from_raw_parts(data, count as usize) };
+    match numbers.iter().find(|&&n| n < 0 || n >= limit) {
+        Some(&token) => Err(ModelError::TokenOutOfRange { token, vocab_size: limit }),
+        None => Ok(data),
+    }
+}
