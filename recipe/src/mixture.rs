@@ -1,18 +1,18 @@
 //! Which source each sample of a stage comes from.
 //!
-//! The samples of a source are unit jobs with windows: job `j` of a source that gives `c` of `n` samples may take the
-//! positions from `floor(j n / c)` up to, but not including, `ceil((j + 1) n / c)`. A sequence in which every job lies
-//! in its window has each source strictly within one sample of its share in every prefix, and serving the earliest
-//! deadline first always finds such a sequence (these are the Pfair windows of Baruah et al., "Proportionate Progress",
-//! 1996, on a single processor).
+//! A source that gives `u` of every `p` samples is a row of unit jobs with windows: job `j` may take the positions from
+//! `floor(j p / u)` up to, but not including, `ceil((j + 1) p / u)`. A sequence in which every job lies in its window
+//! has each source strictly within one sample of its share in every prefix, and serving the earliest deadline first
+//! always finds such a sequence (these are the Pfair windows of Baruah et al., "Proportionate Progress", 1996, on a
+//! single processor).
 //!
-//! The sequence is walked once when the mixture is made, which takes some 20 ns per sample, and only how many samples of
-//! each source came before every [`CHECKPOINT_INTERVAL`]-th position is kept. A query walks on from there.
+//! The sequence repeats after `p` samples. One period is walked when the mixture is made, and how many samples of each
+//! source came before every [`CHECKPOINT_INTERVAL`]-th position is kept; a query walks on from there.
 
 use std::ops::Range;
 
-/// Positions between two checkpoints: 40 sources over 80 million samples keep 3 MB.
-const CHECKPOINT_INTERVAL: u64 = 4096;
+/// Positions between two checkpoints: 40 sources over a period of 80 million samples keep 12 MB.
+const CHECKPOINT_INTERVAL: u64 = 1024;
 
 /// The most samples one mixture may have, so that products of two counts fit in 64 bits.
 pub const MAX_SAMPLES: u64 = u32::MAX as u64;
@@ -30,25 +30,26 @@ pub struct Assignment {
 #[derive(Debug, Clone)]
 pub struct Mixture {
     counts: Vec<u64>,
-    num_samples: u64,
-    /// For every checkpoint, how many samples of each source come before it.
+    /// Samples that each source gives to a period.
+    units: Vec<u64>,
+    period: u64,
+    /// For every checkpoint of the first period, how many samples of each source come before it.
     checkpoints: Vec<u32>,
 }
 
 impl Mixture {
-    /// Mixes `num_samples` (at most [`MAX_SAMPLES`]) by `weights`, of which at least one is above zero.
+    /// Mixes `num_samples` (1 to [`MAX_SAMPLES`]) by `weights`, of which at least one is above zero.
+    ///
+    /// Weights that reduce to small numbers are kept exactly and make a short period. Others are rounded to whole
+    /// samples of the mixture, by largest remainder, and the period is the whole mixture.
     pub fn new(weights: &[u64], num_samples: u64) -> Self {
-        assert!(num_samples <= MAX_SAMPLES, "{num_samples} samples are more than {MAX_SAMPLES}");
-        let counts = largest_remainder(weights, num_samples);
-        let mut walk = Walk::new(&counts, num_samples, 0, vec![0; counts.len()]);
-        let mut checkpoints = Vec::new();
-        for position in 0..=num_samples {
-            if position % CHECKPOINT_INTERVAL == 0 {
-                checkpoints.extend(walk.served.iter().map(|&served| served as u32));
-            }
-            walk.next();
-        }
-        Self { counts, num_samples, checkpoints }
+        assert!((1..=MAX_SAMPLES).contains(&num_samples), "{num_samples} samples are not 1 to {MAX_SAMPLES}");
+        let units = reduced(weights, num_samples).unwrap_or_else(|| largest_remainder(weights, num_samples));
+        let period = units.iter().sum();
+        let mut mixture = Self { counts: Vec::new(), units, period, checkpoints: Vec::new() };
+        mixture.checkpoints = mixture.walk_one_period();
+        mixture.counts = mixture.counts_before(num_samples);
+        mixture
     }
 
     /// How many samples each source gives; they sum to the number of samples.
@@ -67,20 +68,35 @@ impl Mixture {
         self.walk_from(positions.start).take(len).collect()
     }
 
+    fn walk_one_period(&self) -> Vec<u32> {
+        let mut walk = Walk::new(self, 0, vec![0; self.units.len()]);
+        let mut checkpoints = Vec::new();
+        while walk.position < self.period {
+            if walk.position.is_multiple_of(CHECKPOINT_INTERVAL) {
+                checkpoints.extend(walk.served.iter().map(|&served| served as u32));
+            }
+            walk.next();
+        }
+        checkpoints
+    }
+
     fn walk_from(&self, position: u64) -> Walk<'_> {
-        let (checkpoint, num_sources) = (position / CHECKPOINT_INTERVAL, self.counts.len());
-        let served = self.checkpoints[checkpoint as usize * num_sources..][..num_sources].iter();
-        let start = checkpoint * CHECKPOINT_INTERVAL;
-        let mut walk = Walk::new(&self.counts, self.num_samples, start, served.map(|&s| u64::from(s)).collect());
-        walk.by_ref().take((position - start) as usize).for_each(drop);
+        let (periods, within) = (position / self.period, position % self.period);
+        let first = (within / CHECKPOINT_INTERVAL) as usize * self.units.len();
+        let in_period = &self.checkpoints[first..first + self.units.len()];
+        let served =
+            self.units.iter().zip(in_period).map(|(unit, &served)| periods * unit + u64::from(served)).collect();
+        let past_checkpoint = within % CHECKPOINT_INTERVAL;
+        let mut walk = Walk::new(self, position - past_checkpoint, served);
+        walk.by_ref().take(past_checkpoint as usize).for_each(drop);
         walk
     }
 }
 
-/// Goes through the sequence: at each position, of the jobs whose window has begun, the earliest deadline is served.
+/// Goes through the sequence, for ever: at each position, of the jobs whose window has begun, the one with the earliest
+/// deadline is served.
 struct Walk<'a> {
-    counts: &'a [u64],
-    num_samples: u64,
+    mixture: &'a Mixture,
     position: u64,
     /// Samples of each source before `position`, which is also the number of its next job.
     served: Vec<u64>,
@@ -89,40 +105,49 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn new(counts: &'a [u64], num_samples: u64, position: u64, served: Vec<u64>) -> Self {
-        let mut walk = Self { counts, num_samples, position, served, windows: vec![(0, 0); counts.len()] };
-        (0..counts.len()).for_each(|source| walk.set_window(source));
-        walk
+    fn new(mixture: &'a Mixture, position: u64, served: Vec<u64>) -> Self {
+        let windows =
+            served.iter().zip(&mixture.units).map(|(&job, &unit)| window(job, unit, mixture.period)).collect();
+        Self { mixture, position, served, windows }
     }
+}
 
-    fn set_window(&mut self, source: usize) {
-        let (job, count) = (self.served[source], self.counts[source]);
-        self.windows[source] = if job < count {
-            (job * self.num_samples / count, ((job + 1) * self.num_samples).div_ceil(count))
-        } else {
-            (u64::MAX, u64::MAX)
-        };
+fn window(job: u64, unit: u64, period: u64) -> (u64, u64) {
+    if unit == 0 {
+        return (u64::MAX, u64::MAX);
     }
+    (job * period / unit, ((job + 1) * period).div_ceil(unit))
 }
 
 impl Iterator for Walk<'_> {
     type Item = Assignment;
 
     fn next(&mut self) -> Option<Assignment> {
-        let mut earliest = u64::MAX;
-        let mut due = None;
-        for (source, &(start, deadline)) in self.windows.iter().enumerate() {
-            if start <= self.position && deadline < earliest {
-                (earliest, due) = (deadline, Some(source));
+        let (mut source, mut earliest) = (0, u64::MAX);
+        for (candidate, &(start, deadline)) in self.windows.iter().enumerate() {
+            let deadline = if start <= self.position { deadline } else { u64::MAX };
+            if deadline < earliest {
+                (source, earliest) = (candidate, deadline);
             }
         }
-        let source = due?;
         let index = self.served[source];
         self.served[source] += 1;
         self.position += 1;
-        self.set_window(source);
+        self.windows[source] = window(index + 1, self.mixture.units[source], self.mixture.period);
         Some(Assignment { source, index })
     }
+}
+
+/// The weights without their common divisor, unless they then still sum to more than `limit`.
+fn reduced(weights: &[u64], limit: u64) -> Option<Vec<u64>> {
+    let divisor = weights.iter().copied().fold(0, greatest_common_divisor).max(1);
+    let units: Vec<u64> = weights.iter().map(|weight| weight / divisor).collect();
+    let sum: u128 = units.iter().map(|&unit| u128::from(unit)).sum();
+    (sum > 0 && sum <= u128::from(limit)).then_some(units)
+}
+
+fn greatest_common_divisor(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { greatest_common_divisor(b, a % b) }
 }
 
 /// Divides `total` in proportion to `weights`; what rounding down leaves goes to the largest remainders.
@@ -151,9 +176,9 @@ mod tests {
 
     /// Whether all sources are strictly within one sample of their share after `position`.
     fn fair(mixture: &Mixture, seen: &[u64], position: u64) -> bool {
-        seen.iter().zip(&mixture.counts).all(|(&seen, &count)| {
-            let (have, share) = (i128::from(seen) * i128::from(mixture.num_samples), i128::from(position * count));
-            (have - share).abs() < i128::from(mixture.num_samples)
+        seen.iter().zip(&mixture.units).all(|(&seen, &unit)| {
+            let (have, share) = (i128::from(seen) * i128::from(mixture.period), i128::from(position * unit));
+            (have - share).abs() < i128::from(mixture.period)
         })
     }
 
@@ -213,8 +238,9 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_mixture_is_empty() {
-        let mixture = Mixture::new(&[1, 2], 0);
-        assert_eq!((mixture.counts_before(0), mixture.assignments(0..0)), (vec![0, 0], vec![]));
+    fn the_sequence_never_changes_between_versions() {
+        let sources: String =
+            Mixture::new(&[50, 30, 20], 10).assignments(0..10).iter().map(|a| a.source.to_string()).collect();
+        assert_eq!(sources, "0102010102");
     }
 }

@@ -113,6 +113,11 @@ impl StoreError {
         matches!(self, Self::NotFound { .. })
     }
 
+    /// Whether this says that stored bytes are absent or not what they must be, which a retry does not mend.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::NotFound { .. } | Self::Damaged { .. })
+    }
+
     /// Bytes at `place` that are not what they must be.
     pub fn damaged(place: impl Into<String>, reason: impl Into<String>) -> Self {
         Self::Damaged { place: place.into(), reason: reason.into() }

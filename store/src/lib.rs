@@ -12,6 +12,7 @@ mod error;
 pub mod hf;
 pub mod indexed;
 mod object;
+pub mod recipe_file;
 pub mod run;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -19,3 +20,5 @@ pub mod testing;
 pub use digest::{Digest, ParseDigestError};
 pub use error::StoreError;
 pub use object::{Entry, Store};
+//! store
+

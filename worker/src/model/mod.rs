@@ -90,6 +90,11 @@ impl Model {
         Ok(Self { config: config.clone(), layout: Arc::new(Layout::qwen2(config)), options })
     }
 
+    /// The architecture.
+    pub fn config(&self) -> &Qwen2Config {
+        &self.config
+    }
+
     /// Where each parameter lies in the flat vectors.
     pub fn layout(&self) -> &Arc<Layout> {
         &self.layout
