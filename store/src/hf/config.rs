@@ -9,21 +9,6 @@ use crate::{Store, StoreError};
 /// Id of `<|endoftext|>` in Qwen2's vocabulary.
 const END_OF_TEXT: usize = 151_643;
 
-/// Keys of `config.json` that decide the computation, see [`Qwen2Config`].
-const ARCHITECTURE_KEYS: [&str; 11] = [
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "intermediate_size",
-    "vocab_size",
-    "tie_word_embeddings",
-    "rms_norm_eps",
-    "rope_theta",
-    "max_position_embeddings",
-    "initializer_range",
-];
-
 /// Reads the folder's `config.json`: the architecture, and the type in which its weights are kept.
 pub async fn import(folder: &Store) -> Result<(Qwen2Config, Dtype), StoreError> {
     let bytes = folder.get(CONFIG).await?;
@@ -32,32 +17,17 @@ pub async fn import(folder: &Store) -> Result<(Qwen2Config, Dtype), StoreError> 
 
 /// Reads the text of a `config.json`; the error names the key.
 pub fn parse_config(json: &[u8]) -> Result<(Qwen2Config, Dtype), String> {
-    let keys: Map<String, Value> = serde_json::from_slice(json).map_err(|e| e.to_string())?;
-    refuse_other_computations(&keys)?;
+    let text = std::str::from_utf8(json).map_err(|e| e.to_string())?;
+    let config = Qwen2Config::from_json(text).map_err(|e| e.to_string())?;
+    let keys: Map<String, Value> = serde_json::from_str(text).map_err(|e| e.to_string())?;
     let dtype = match keys.get("torch_dtype").or(keys.get("dtype")) {
         None | Some(Value::Null) => Dtype::F32,
         Some(name) => {
             let known = name.as_str().and_then(Dtype::from_torch_name);
-            known.ok_or_else(|| format!("torch_dtype is {name}; float32, float16 or bfloat16 is needed"))?
+            known.ok_or_else(|| format!("`torch_dtype` is {name}; float32, float16 or bfloat16 is needed"))?
         }
     };
-    let known = keys.into_iter().filter(|(key, _)| ARCHITECTURE_KEYS.contains(&key.as_str())).collect();
-    let config = serde_json::from_value(Value::Object(known)).map_err(|e| e.to_string())?;
     Ok((config, dtype))
-}
-
-fn refuse_other_computations(keys: &Map<String, Value>) -> Result<(), String> {
-    let refuse_unless = |key: &str, fine: &[Value], need: &str| match keys.get(key) {
-        Some(value) if !fine.contains(value) => Err(format!("{key} is {value}; {need}")),
-        _ => Ok(()),
-    };
-    if !keys.contains_key("model_type") {
-        return Err("model_type is missing; it has to be \"qwen2\"".into());
-    }
-    refuse_unless("model_type", &[json!("qwen2")], "only \"qwen2\" can be trained")?;
-    refuse_unless("hidden_act", &[json!("silu")], "only \"silu\" can be computed")?;
-    refuse_unless("use_sliding_window", &[json!(false), Value::Null], "sliding windows cannot be computed")?;
-    refuse_unless("rope_scaling", &[Value::Null], "scaled rotary embeddings cannot be computed")
 }
 
 /// The `config.json` of an exported model.
@@ -113,23 +83,12 @@ mod tests {
     }
 
     #[test]
-    fn other_computations_are_refused_by_name() {
-        let changes = [
-            ("model_type", json!("llama")),
-            ("hidden_act", json!("gelu")),
-            ("use_sliding_window", json!(true)),
-            ("rope_scaling", json!({"type": "yarn"})),
-            ("torch_dtype", json!("int8")),
-            ("hidden_size", json!("wide")),
-        ];
-        for (key, value) in changes {
+    fn unknown_element_types_and_architectures_are_refused_by_name() {
+        for (key, value) in [("torch_dtype", json!("int8")), ("model_type", json!("llama"))] {
             let mut keys = published();
             keys.insert(key.into(), value);
             let error = parse(keys).expect_err(key);
-            assert!(error.contains(key) || key == "hidden_size", "{key}: {error}");
+            assert!(error.contains(key), "{key}: {error}");
         }
-        let mut keys = published();
-        keys.remove("num_hidden_layers");
-        assert!(parse(keys).expect_err("missing").contains("num_hidden_layers"));
     }
 }

@@ -1,0 +1,78 @@
+//! A run as its store knows it: its recipe, its corpus when that can be reached, and so what it plans to train.
+
+use polo_recipe::config::Recipe;
+use polo_recipe::ids::Step;
+use polo_recipe::plan::{Plan, SourceTokens, StageTokens};
+use polo_store::checkpoint::Trained;
+use polo_store::corpus::CorpusManifest;
+use polo_store::{Digest, Store, StoreError, run};
+
+/// Names the run that a command is about.
+#[derive(Debug, Clone, clap::Args)]
+#[group(required = true, multiple = false)]
+pub struct RunArgs {
+    /// Recipe of the run
+    pub recipe: Option<std::path::PathBuf>,
+    /// Store of the run: a path, s3://bucket/prefix or file:///path
+    #[arg(long, value_name = "URL")]
+    pub store: Option<String>,
+}
+
+/// A run's store and what is known from it.
+pub struct StoredRun {
+    /// The store.
+    pub store: Store,
+    /// The resolved recipe that the run began with.
+    pub recipe: Recipe,
+}
+
+impl StoredRun {
+    /// The run at `store_url`. A store without a run is an error that says so.
+    pub async fn open(store_url: &str) -> Result<Self, StoreError> {
+        let store = Store::open(store_url)?;
+        let text = run::read_recipe(&store).await?;
+        let no_file = |path: &str| Err(format!("{path} is not part of the store"));
+        let recipe = Recipe::resolve(&text, std::iter::empty(), &[], no_file)
+            .map_err(|e| StoreError::damaged(store.url_of("recipe.toml"), e.to_string()))?;
+        Ok(Self { store, recipe })
+    }
+
+    /// What the recipe plans on its corpus; the error says why that cannot be known here.
+    pub async fn planned(&self) -> Result<Planned, String> {
+        let corpus = Store::open(&self.recipe.corpus.url).map_err(|e| e.to_string())?;
+        let manifest = CorpusManifest::load(&corpus).await.map_err(|e| e.to_string())?;
+        let tokens = |s: &polo_store::corpus::Source| SourceTokens { name: s.name.clone(), num_tokens: s.num_tokens };
+        let sources: Vec<_> = manifest.sources.iter().map(tokens).collect();
+        let plan = Plan::new(&self.recipe, &sources).map_err(|e| e.to_string())?;
+        Ok(Planned { corpus: manifest.digest(), plan })
+    }
+}
+
+/// The plan of a run, and the corpus it was made on.
+pub struct Planned {
+    /// Digest of the corpus.
+    pub corpus: Digest,
+    /// The plan.
+    pub plan: Plan,
+}
+
+impl Planned {
+    /// Tokens of the whole run.
+    pub fn all_tokens(&self) -> Vec<Trained> {
+        flat(self.plan.planned_tokens())
+    }
+
+    /// Tokens that a state after `step` steps has been trained on.
+    pub fn tokens_until(&self, step: u64) -> Vec<Trained> {
+        flat(self.plan.trained_tokens(Step(step)))
+    }
+}
+
+fn flat(stages: Vec<StageTokens>) -> Vec<Trained> {
+    let of_stage = |StageTokens { stage, sources }| {
+        let trained =
+            move |s: SourceTokens| Trained { stage: String::clone(&stage), source: s.name, num_tokens: s.num_tokens };
+        sources.into_iter().map(trained)
+    };
+    stages.into_iter().flat_map(of_stage).collect()
+}
