@@ -191,3 +191,90 @@ impl Batch {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn jsonl() -> Records {
+        Records::Jsonl { field: "text".to_owned() }
+    }
+
+    fn batches(records: &Records, bytes: &[u8]) -> Vec<Batch> {
+        Batches::new("f", records.clone(), bytes).collect::<Result<_, _>>().expect("memory can be read")
+    }
+
+    /// Line and text of every document, errors as their messages.
+    fn documents(records: &Records, bytes: &[u8]) -> Vec<Result<(u64, String), String>> {
+        let batches = batches(records, bytes);
+        let documents = batches.iter().flat_map(Batch::documents);
+        documents.map(|d| d.map(|d| (d.line, d.text)).map_err(|error| error.to_string())).collect()
+    }
+
+    fn ok(line: u64, text: &str) -> Result<(u64, String), String> {
+        Ok((line, text.to_owned()))
+    }
+
+    #[test]
+    fn json_lines() {
+        let text = b"{\"text\": \"a\\nb\"}\r\n\n  \n{\"id\": 1, \"text\": \"\"}\n{\"text\": \"\xc3\xa9\"}";
+        assert_eq!(documents(&jsonl(), text), [ok(1, "a\nb"), ok(4, ""), ok(5, "é")]);
+    }
+
+    #[test]
+    fn plain_text_is_one_document_or_paragraphs() {
+        let text = b"\n\na\nb\n \t\nc\n\n\n";
+        assert_eq!(documents(&Records::File, text), [ok(1, "\n\na\nb\n \t\nc")]);
+        assert_eq!(documents(&Records::Paragraphs, text), [ok(3, "a\nb\n \t"), ok(6, "c")]);
+    }
+
+    #[test]
+    fn faults_have_their_place() {
+        let text = b"{\"text\": \"a\"}\n{\"text\": }\n{\"txt\": \"a\"}\n[]\n{\"text\": 1}\n{\"text\": \"\xff\"}\n";
+        let found: Vec<String> = documents(&jsonl(), text).into_iter().filter_map(Result::err).collect();
+        let expected = [
+            "f: line 2: invalid JSON",
+            "f: line 3: no text: 'text' is missing",
+            "f: line 4: no text: 'text' is missing, as",
+            "f: line 5: no text: 'text' is not a string",
+            "f: line 6: not UTF-8 at byte 63 of",
+        ];
+        assert_eq!(found.len(), expected.len());
+        for (found, expected) in found.iter().zip(expected) {
+            assert!(found.starts_with(expected), "{found}");
+        }
+        assert_eq!(text[63], 0xff);
+        let found = documents(&Records::File, b"a\nb\n\xff").remove(0).expect_err("not UTF-8");
+        assert!(found.starts_with("f: line 3: not UTF-8 at byte 4 of"), "{found}");
+    }
+
+    #[test]
+    fn batches_end_between_records_and_keep_their_place() {
+        let paragraph = format!("{}\nsecond line\n\n", "x".repeat(400_000));
+        let text = paragraph.repeat(8);
+        let found = batches(&Records::Paragraphs, text.as_bytes());
+        assert_eq!(
+            found.iter().map(|batch| (batch.first_line, batch.bytes.len() / 400_000)).collect::<Vec<_>>(),
+            [(1, 3), (10, 3), (19, 2)]
+        );
+        assert_eq!(found[1].first_byte, 3 * paragraph.len() as u64);
+        assert_eq!(found.iter().flat_map(|batch| batch.bytes.clone()).collect::<Vec<_>>(), text.as_bytes());
+        let lines: Vec<u64> =
+            documents(&Records::Paragraphs, text.as_bytes()).iter().map(|d| d.as_ref().expect("good").0).collect();
+        assert_eq!(lines, [1, 4, 7, 10, 13, 16, 19, 22]);
+        assert_eq!(batches(&Records::File, text.as_bytes()).len(), 1);
+    }
+
+    #[test]
+    fn nothing_follows_a_file_that_breaks_off() {
+        struct Broken;
+        impl Read for Broken {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                Err(io::Error::other("broken"))
+            }
+        }
+        let mut batches = Batches::new("f", jsonl(), Broken);
+        assert!(batches.next().is_some_and(|batch| batch.is_err()));
+        assert!(batches.next().is_none());
+    }
+}

@@ -104,11 +104,11 @@ enum OnError {
 /// Runs `polo prepare`: progress and a table to stderr, one JSON line about the corpus to stdout.
 pub async fn run(args: PrepareArgs) -> Result<(), PrepareError> {
     let (input, output) = (Store::open(&args.input)?, Store::open(&args.output)?);
-    let encoder = Encoder::from_file(&args.tokenizer)?;
     if !args.force && output.exists(MANIFEST_KEY).await? {
         return Err(PrepareError::OutputExists { output: output.url().to_owned() });
     }
     let sources = assign_inputs(&args, &input).await?;
+    let encoder = Encoder::from_file(&args.tokenizer)?;
     let force = args.force;
     let manifest = {
         let (output, runtime) = (output.clone(), Handle::current());

@@ -1,0 +1,254 @@
+//! `polo prepare` as people run it, with the real tokenizer (`scripts/setup tokenizer`).
+#![allow(missing_docs)]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use polo_store::{corpus::CorpusManifest, indexed::Shard};
+use tokenizers::Tokenizer;
+
+const END_OF_TEXT: i64 = 151_643;
+
+fn tokenizer_path() -> PathBuf {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../third_party/tokenizer/tokenizer.json");
+    assert!(path.exists(), "run `scripts/setup tokenizer` first");
+    path
+}
+
+/// A folder with raw text in `raw`; corpora go beside it.
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new(files: &[(&str, Vec<u8>)]) -> Self {
+        let folder = Self(tempfile::tempdir().expect("tempdir"));
+        for (name, bytes) in files {
+            let path = folder.path("raw").join(name);
+            fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+            fs::write(path, bytes).expect("written");
+        }
+        folder
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn prepare(&self, output: &str, flags: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_polo"))
+            .args(["prepare", "--input"])
+            .arg(self.path("raw"))
+            .arg("--output")
+            .arg(self.path(output))
+            .args(flags)
+            .args(if flags.contains(&"--tokenizer") { vec![] } else { vec!["--tokenizer".into(), tokenizer_path()] })
+            .output()
+            .expect("polo starts")
+    }
+
+    fn prepared(&self, output: &str, flags: &[&str]) -> CorpusManifest {
+        let ran = self.prepare(output, flags);
+        assert!(ran.status.success(), "{}", talk(&ran));
+        let path = self.path(output).join("manifest.json");
+        let manifest = CorpusManifest::parse("m", &fs::read(path).expect("a manifest")).expect("a good manifest");
+        let line: serde_json::Value = serde_json::from_slice(&ran.stdout).expect("one JSON line");
+        assert_eq!(line["corpus_digest"], serde_json::json!(manifest.digest()));
+        manifest
+    }
+
+    /// What `prepare` says when it fails; no manifest may be left.
+    fn error(&self, flags: &[&str]) -> String {
+        let ran = self.prepare("failed", flags);
+        assert!(!ran.status.success(), "it should fail");
+        assert!(!self.path("failed/manifest.json").exists());
+        talk(&ran)
+    }
+
+    /// The token stream of a source.
+    fn stream(&self, output: &str, manifest: &CorpusManifest, source: &str) -> Vec<i64> {
+        let mut ids = vec![];
+        for entry in &manifest.source(source).expect("the source").shards {
+            let path = |key: &str| self.path(output).join(key);
+            let shard = Shard::open(&path(&entry.bin_key), &path(&entry.idx_key)).expect("a good shard");
+            assert_eq!((shard.num_tokens(), shard.index().num_documents()), (entry.num_tokens, entry.num_documents));
+            shard.read(0..shard.num_tokens(), &mut ids).expect("the whole shard");
+        }
+        ids
+    }
+}
+
+fn talk(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn jsonl(texts: &[&str]) -> Vec<u8> {
+    texts.iter().map(|text| format!("{}\n", serde_json::json!({ "text": text, "id": 7 }))).collect::<String>().into()
+}
+
+fn gz(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
+    encoder.write_all(bytes).expect("packed");
+    encoder.finish().expect("packed")
+}
+
+fn zst(bytes: &[u8]) -> Vec<u8> {
+    zstd::encode_all(bytes, 1).expect("packed")
+}
+
+const TEXTS: [&str; 3] = ["सबै व्यक्तिहरू जन्मजात स्वतन्त्र हुन्।", "All human beings are born free.", "人人生而自由"];
+
+#[test]
+fn every_format_gives_the_same_stream() {
+    let lines = jsonl(&TEXTS);
+    let paragraphs = TEXTS.join("\n\n").into_bytes();
+    let folder = Folder::new(&[
+        ("a.jsonl", lines.clone()),
+        ("b.jsonl.gz", [gz(&jsonl(&TEXTS[..1])), gz(&jsonl(&TEXTS[1..]))].concat()), // two members
+        ("c.jsonl.zst", [zst(&jsonl(&TEXTS[..2])), zst(&jsonl(&TEXTS[2..]))].concat()), // two frames
+        ("d.txt", paragraphs.clone()),
+        ("e.txt.gz", gz(&paragraphs)),
+        ("f.txt.zst", zst(&paragraphs)),
+    ]);
+    let manifest = folder.prepared("corpus", &["--text-documents", "paragraph", "--language", "a=mul"]);
+
+    let tokenizer = Tokenizer::from_file(tokenizer_path()).expect("the tokenizer");
+    let ids = |text: &&str| tokenizer.encode(*text, false).expect("encoded").get_ids().to_vec();
+    let expected: Vec<i64> =
+        TEXTS.iter().flat_map(|text| ids(text).into_iter().map(i64::from).chain([END_OF_TEXT])).collect();
+    for source in &manifest.sources {
+        assert_eq!(folder.stream("corpus", &manifest, &source.name), expected, "source {}", source.name);
+        assert_eq!(source.num_documents, 3);
+        assert_eq!(source.num_bytes_text, TEXTS.iter().map(|text| text.len() as u64).sum::<u64>());
+    }
+    assert_eq!(manifest.sources.len(), 6);
+    assert_eq!(manifest.source("a").and_then(|source| source.language.as_deref()), Some("mul"));
+    assert_eq!((manifest.vocab_size, i64::from(manifest.eos_id)), (151_669, END_OF_TEXT));
+}
+
+#[test]
+fn a_text_file_is_one_document_unless_told_otherwise() {
+    let folder = Folder::new(&[("a/x.txt", b"one\n\ntwo\n".to_vec()), ("a/y.txt", b"three".to_vec())]);
+    assert_eq!(folder.prepared("corpus", &[]).sources[0].num_documents, 2);
+}
+
+#[test]
+fn special_tokens_in_text_stay_text() {
+    let folder = Folder::new(&[("a.jsonl", jsonl(&["ends <|endoftext|> not", "<|im_start|>"]))]);
+    let manifest = folder.prepared("corpus", &[]);
+    let stream = folder.stream("corpus", &manifest, "a");
+    assert_eq!(stream.iter().filter(|id| **id >= END_OF_TEXT).count(), 2, "one per document: {stream:?}");
+}
+
+fn all_files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            let inner = all_files(&path)
+                .into_iter()
+                .map(|(name, bytes)| (path.file_name().map(Path::new).expect("named").join(name), bytes));
+            files.extend(inner);
+        } else {
+            files.insert(path.file_name().expect("named").into(), fs::read(&path).expect("read"));
+        }
+    }
+    files
+}
+
+#[test]
+fn any_number_of_jobs_gives_the_same_bytes() {
+    let text = |seed: usize| (0..60_000).map(|i| format!("{} ", (i * 7 + seed) % 1_000)).collect::<String>();
+    let texts: Vec<String> = (0..12).map(text).collect();
+    let lines = |range: std::ops::Range<usize>| jsonl(&texts[range].iter().map(String::as_str).collect::<Vec<_>>());
+    let folder =
+        Folder::new(&[("a/1.jsonl", lines(0..7)), ("a/2.jsonl.gz", gz(&lines(7..9))), ("b.jsonl", lines(9..12))]);
+    let manifest = folder.prepared("one", &["--jobs", "1", "--shard-tokens", "300000"]);
+    assert!(manifest.sources.iter().all(|source| source.shards.len() > 1), "the case has several shards per source");
+    for jobs in ["2", "5"] {
+        folder.prepared(jobs, &["--jobs", jobs, "--shard-tokens", "300000"]);
+        assert!(all_files(&folder.path(jobs)) == all_files(&folder.path("one")), "{jobs} jobs differ from one");
+    }
+}
+
+#[test]
+fn bad_text_is_told_with_its_place_and_can_be_skipped() {
+    let cases: [(&str, &str, Vec<u8>, &str); 4] = [
+        (
+            "utf8",
+            "a.jsonl",
+            b"{\"text\": \"good\"}\n{\"text\": \"\xff\"}\n".to_vec(),
+            "a.jsonl: line 2: not UTF-8 at byte 27",
+        ),
+        ("json", "a.jsonl", b"{\"text\": \"good\"}\n{\"text\": \n".to_vec(), "a.jsonl: line 2: invalid JSON"),
+        (
+            "field",
+            "a.jsonl",
+            b"{\"text\": \"good\"}\n{\"body\": 1}\n".to_vec(),
+            "a.jsonl: line 2: no text: 'text' is missing",
+        ),
+        ("gzip", "z/b.jsonl.gz", b"not gzip".to_vec(), "z/b.jsonl.gz: cannot be decompressed"),
+    ];
+    for (case, name, bytes, expected) in cases {
+        let good = ("z/c.jsonl", jsonl(&["good"]));
+        let folder = Folder::new(&[(name, bytes), good]);
+        let error = folder.error(&[]);
+        assert!(error.contains(expected), "{case}: {error}");
+        let ran = folder.prepare("skipped", &["--on-error", "skip"]);
+        assert!(ran.status.success(), "{case}: {}", talk(&ran));
+        assert!(talk(&ran).contains("left out: 1 faulty, 0 empty"), "{case}: {}", talk(&ran));
+    }
+}
+
+#[test]
+fn a_truncated_archive_fails() {
+    for (name, pack) in [("a.jsonl.gz", gz as fn(&[u8]) -> Vec<u8>), ("a.jsonl.zst", zst)] {
+        let packed = pack(&jsonl(&TEXTS));
+        let folder = Folder::new(&[(name, packed[..packed.len() - 6].to_vec())]);
+        let error = folder.error(&[]);
+        assert!(error.contains(&format!("{name}: cannot be decompressed")), "{error}");
+    }
+}
+
+#[test]
+fn what_cannot_be_prepared_is_told() {
+    let folder =
+        Folder::new(&[("a.jsonl", jsonl(&["x"])), ("b.jsonl", b"\n".to_vec()), ("c.jsonl", jsonl(&["", " "]))]);
+    for (flags, expected) in [
+        (vec!["--source", "s=b.jsonl,c.jsonl"], "source 's' has no text: all of its 2 inputs are empty"),
+        (vec!["--source", "s=nothing/*"], "source 's' matches no input object"),
+        (vec!["--source", "s=a.jsonl", "--language", "t=en"], "--language names 't'"),
+        (vec!["--source", "s=a.jsonl", "--tokenizer", "/nowhere.json"], "tokenizer /nowhere.json: "),
+        (vec!["--source", "s=a.jsonl", "--text-field", "body"], "'body' is missing"),
+    ] {
+        let error = folder.error(&flags);
+        assert!(error.contains(expected), "{error}");
+    }
+    let error = Folder::new(&[]).error(&[]);
+    assert!(error.contains("nothing to read there"), "{error}");
+}
+
+#[test]
+fn a_tokenizer_without_end_of_text_is_refused() {
+    let folder = Folder::new(&[("a.jsonl", jsonl(&["x"]))]);
+    let tokenizer = folder.path("tokenizer.json");
+    fs::write(&tokenizer, r#"{"version": "1.0", "model": {"type": "WordLevel", "vocab": {"x": 0}, "unk_token": "x"}}"#)
+        .expect("written");
+    let error = folder.error(&["--tokenizer", tokenizer.to_str().expect("UTF-8")]);
+    assert!(error.contains("no <|endoftext|> token"), "{error}");
+}
+
+#[test]
+fn a_corpus_is_replaced_only_with_force() {
+    let folder = Folder::new(&[("a.jsonl", jsonl(&["x"]))]);
+    let first = folder.prepared("corpus", &[]);
+    fs::write(folder.path("raw/a.jsonl"), jsonl(&["y"])).expect("written");
+    let ran = folder.prepare("corpus", &[]);
+    assert!(!ran.status.success() && talk(&ran).contains("holds a corpus already"), "{}", talk(&ran));
+    let second = folder.prepared("corpus", &["--force"]);
+    assert_ne!(first.digest(), second.digest());
+    folder.stream("corpus", &first, "a"); // its shards are still there for whoever reads them
+}
