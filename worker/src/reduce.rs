@@ -78,7 +78,8 @@ impl ExactReduce {
     pub fn new(slots: usize, chunks: Vec<Range<usize>>, rank: Rank, world: usize) -> Self {
         let shares = assign(slots, world).unwrap_or_default();
         assert!(rank.index() < shares.len(), "rank {rank} of {world} has no slots of {slots}");
-        assert!(chunks.iter().fold(Some(0), |end, c| end.filter(|e| *e == c.start).map(|_| c.end)).is_some());
+        let end = chunks.iter().try_fold(0, |end, chunk| (chunk.start == end).then_some(chunk.end));
+        assert!(end.is_some(), "the chunks do not lie one after another from 0");
         let pieces: Vec<_> = shares.iter().map(|share| subtrees(slots, share)).collect();
         let mut reduce = Self {
             rank,

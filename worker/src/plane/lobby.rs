@@ -168,9 +168,10 @@ fn admit(bytes: &[u8; HELLO_BYTES], hello: &Hello, membership: &Membership) -> R
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, SocketAddr};
+    use std::io::Read;
+    use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
-    use super::super::handshake::Secret;
+    use super::super::handshake::{ANSWER_BYTES, Secret, read_answer};
     use super::*;
 
     const RUN: [u8; 32] = [1; 32];
@@ -215,5 +216,45 @@ mod tests {
         let hello = Hello { run: [7; 32], generation: Generation(5), from: Rank(2), to: Rank(1) }.encode(&SECRET);
         assert_eq!(judge(&hello, &RUN, &state), Verdict::Refuse(Refusal::Run));
         assert_eq!(judge(&[0; HELLO_BYTES], &RUN, &state), Verdict::Refuse(Refusal::Protocol));
+    }
+
+    /// The caller's end of a connection, and what the acceptor makes of the other.
+    fn call(generation: u64) -> (TcpStream, Caller) {
+        let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let caller = TcpStream::connect(socket.local_addr().expect("an address")).expect("a connection");
+        let hello = Hello { run: RUN, generation: Generation(generation), from: Rank(2), to: Rank(1) }.encode(&SECRET);
+        (caller, Caller { stream: socket.accept().expect("the caller").0, hello, since: Instant::now() })
+    }
+
+    fn answer(mut caller: &TcpStream, hello: &[u8; HELLO_BYTES]) -> Option<Result<(), Refusal>> {
+        let mut answer = [0; ANSWER_BYTES];
+        caller.read_exact(&mut answer).expect("an answer");
+        read_answer(&answer, hello, &SECRET)
+    }
+
+    #[test]
+    fn an_early_caller_is_answered_when_its_generation_is_formed_or_passed_over() {
+        let lobby = Lobby::new(RUN).expect("a lobby");
+        let ((passed_over, first), (wanted, second)) = (call(6), call(7));
+        let (first_hello, second_hello) = (first.hello, second.hello);
+        lobby.receive(first);
+        lobby.receive(second);
+        assert!(lobby.has_early_callers());
+        let doors = lobby.open(&membership(7)).expect("a new generation");
+        assert_eq!(answer(&passed_over, &first_hello), Some(Err(Refusal::OldGeneration)));
+        assert_eq!(answer(&wanted, &second_hello), Some(Ok(())));
+        assert_eq!(doors.arrivals().iter().map(|(rank, _)| *rank).collect::<Vec<_>>(), [Rank(2)]);
+    }
+
+    #[test]
+    fn an_early_caller_waits_for_a_limited_time() {
+        let lobby = Lobby::new(RUN).expect("a lobby");
+        let (_caller, early) = call(6);
+        let since = early.since;
+        lobby.receive(early);
+        lobby.expire(since);
+        assert!(lobby.has_early_callers());
+        lobby.expire(since + MAX_EARLY_WAIT);
+        assert!(!lobby.has_early_callers());
     }
 }
