@@ -20,5 +20,4 @@ pub mod testing;
 pub use digest::{Digest, ParseDigestError};
 pub use error::StoreError;
 pub use object::{Entry, Store};
-//! store
 

@@ -15,7 +15,7 @@ use crate::{
     checkpointer::Share,
     desk::Doing,
     plane::{
-        AbortHandle, DataPlane, PlaneError,
+        AbortHandle, PlaneError, Secret,
         rendezvous::{Membership, form},
         tcp::TcpPlane,
     },
@@ -106,7 +106,7 @@ pub fn take_part(trainer: &mut Trainer, order: &Order, abort: &AbortHandle) -> R
     show("meeting the other ranks");
     let peers = resolve(&order.peers)?;
     let membership =
-        Membership { generation: order.generation, rank: Rank(order.rank), peers, secret: order.secret };
+        Membership { generation: order.generation, rank: Rank(order.rank), peers, secret: Secret(order.secret) };
     let plane = form(&trainer.listener, &membership, &trainer.timeouts, abort)?;
     let mut membering = Membering {
         generation: order.generation,
