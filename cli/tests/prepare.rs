@@ -9,7 +9,7 @@ use std::{
     process::{Command, Output},
 };
 
-use polo_store::{corpus::CorpusManifest, indexed::Shard};
+use polo_store::{Digest, corpus::CorpusManifest, indexed::Shard, testing::SeaweedFs};
 use tokenizers::Tokenizer;
 
 const END_OF_TEXT: i64 = 151_643;
@@ -251,4 +251,23 @@ fn a_corpus_is_replaced_only_with_force() {
     let second = folder.prepared("corpus", &["--force"]);
     assert_ne!(first.digest(), second.digest());
     folder.stream("corpus", &first, "a"); // its shards are still there for whoever reads them
+}
+
+#[test]
+fn reads_and_writes_object_storage() {
+    let runtime = tokio::runtime::Runtime::new().expect("runtime");
+    let server = runtime.block_on(SeaweedFs::start(&SeaweedFs::default_binary(), "bucket")).expect("SeaweedFS");
+    let (raw, corpus) = (server.store("raw").expect("store"), server.store("corpus").expect("store"));
+    runtime.block_on(raw.put("ne/1.jsonl.gz", gz(&jsonl(&TEXTS)).into())).expect("stored");
+    let ran = Command::new(env!("CARGO_BIN_EXE_polo"))
+        .args(["prepare", "--input", raw.url(), "--output", corpus.url(), "--tokenizer"])
+        .arg(tokenizer_path())
+        .envs(server.settings())
+        .output()
+        .expect("polo starts");
+    assert!(ran.status.success(), "{}", talk(&ran));
+    let manifest = runtime.block_on(CorpusManifest::load(&corpus)).expect("a good manifest");
+    let shard = &manifest.source("ne").expect("the source").shards[0];
+    let bin = runtime.block_on(corpus.get(&shard.bin_key)).expect("the shard");
+    assert_eq!(Digest::of(&bin), shard.bin_digest);
 }

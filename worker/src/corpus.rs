@@ -70,7 +70,7 @@ impl Stream {
     fn new(source: &Source) -> Self {
         let mut bounds = vec![0];
         bounds.extend(source.shards.iter().scan(0, |end, shard| {
-            *end += shard.num_tokens; // fits: the manifest's sum was checked
+            *end = u64::saturating_add(*end, shard.num_tokens); // only a nonsensical manifest gets so far
             Some(*end)
         }));
         Self { bounds, shards: source.shards.iter().map(|_| OnceCell::new()).collect() }
