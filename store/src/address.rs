@@ -17,6 +17,9 @@ use crate::error::StoreError;
 /// How long one operation goes on trying before it reports the store as unreachable.
 pub(crate) const RETRY_LIMIT: Duration = Duration::from_secs(30);
 
+/// So many that time is the bound, not their number.
+const MAX_RETRIES: usize = 1000;
+
 /// How long a single request may take, its body included.
 const REQUEST_LIMIT: Duration = Duration::from_secs(60);
 
@@ -87,14 +90,14 @@ fn connect_s3(
     let endpoint = builder.get_config_value(&AmazonS3ConfigKey::Endpoint).unwrap_or_default();
     let client = ClientOptions::new().with_timeout(REQUEST_LIMIT).with_allow_http(endpoint.starts_with("http://"));
     let builder = builder.with_client_options(client);
-    let objects = builder.clone().with_retry(retries(10)).build().map_err(bad)?;
+    let objects = builder.clone().with_retry(retries(MAX_RETRIES)).build().map_err(bad)?;
     let single_try = builder.with_retry(retries(0)).build().map_err(bad)?;
     let url = join_url(&format!("s3://{bucket}"), &prefix);
     Ok(Connected { objects: Arc::new(objects), single_try: Arc::new(single_try), prefix, url })
 }
 
 fn retries(max_retries: usize) -> RetryConfig {
-    let backoff = BackoffConfig { max_backoff: Duration::from_secs(5), ..BackoffConfig::default() };
+    let backoff = BackoffConfig { max_backoff: Duration::from_secs(2), ..BackoffConfig::default() };
     RetryConfig { backoff, max_retries, retry_timeout: RETRY_LIMIT }
 }
 

@@ -36,7 +36,7 @@ pub enum StoreError {
         detail: String,
     },
     /// The store did not answer, or answered with errors only, for as long as we tried.
-    #[error("cannot {action} {url}: gave up after {:.1} s ({detail}); check that the store is up and AWS_ENDPOINT_URL is right", elapsed.as_secs_f64())]
+    #[error("cannot {action} {url}: gave up after {:.1} s ({detail}); check that the store is up, and AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", elapsed.as_secs_f64())]
     Unreachable {
         /// Full address of the object.
         url: String,
@@ -151,4 +151,20 @@ fn innermost_words(error: &dyn std::error::Error) -> String {
         innermost = source;
     }
     innermost.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unreachable_store_is_reported_with_the_time_spent_on_it() {
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let error = ObjectError::Generic { store: "S3", source: refused.into() };
+        let words =
+            StoreError::from_object(error, "s3://b/k".into(), "read", Duration::from_millis(30_040)).to_string();
+        for part in ["cannot read s3://b/k", "after 30.0 s", "connection refused", "AWS_ENDPOINT_URL"] {
+            assert!(words.contains(part), "{words}");
+        }
+    }
 }

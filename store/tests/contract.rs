@@ -100,6 +100,16 @@ async fn s3_keeps_the_contract() {
     let server = SeaweedFs::start(&SeaweedFs::default_binary(), "polo").await.expect("seaweedfs");
     keeps_the_contract(&server.store("runs/one").expect("open")).await;
     names_a_missing_bucket(&server).await;
+    says_when_access_is_denied(&server).await;
+}
+
+async fn says_when_access_is_denied(server: &SeaweedFs) {
+    let mut settings = server.settings();
+    settings.push(("AWS_SECRET_ACCESS_KEY".into(), "wrong".into()));
+    let store = Store::open_with("s3://polo/runs", &settings).expect("open");
+    let error = store.put("k", bytes("v")).await.expect_err("the secret is wrong");
+    assert!(matches!(error, StoreError::Denied { .. }), "{error:?}");
+    assert!(error.to_string().contains("s3://polo/runs/k") && !error.to_string().contains("wrong"), "{error}");
 }
 
 async fn names_a_missing_bucket(server: &SeaweedFs) {
