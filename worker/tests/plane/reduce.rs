@@ -113,9 +113,22 @@ fn the_order_of_summation_shows_in_the_bits() {
     let gradients: Vec<_> = [1.0, 1e8, -1e8, 1.0].map(|x: f32| vec![x]).to_vec();
     assert_eq!(gradients.iter().flatten().sum::<f32>(), 1.0);
     assert_eq!(tree_sum(&gradients, 0..4), [0.0]);
-    let work = Work { gradients, chunks: vec![0..1], scratch_params: 1 };
+    let work = Work { gradients, chunks: vec![0..1; 1], scratch_params: 1 };
     for world in 1..=4 {
         assert!(train_step(&work, world).iter().all(|(total, _)| *total == [0.0]));
+    }
+}
+
+#[test]
+fn chunks_longer_than_the_blocks_of_the_sum_have_the_bits_of_the_definition() {
+    let value = |slot: usize, at: usize| ((slot * 7919 + at * 104_729) as f32).sin();
+    let gradients: Vec<Vec<_>> = (0..5).map(|slot| (0..13_001).map(|at| value(slot, at)).collect()).collect();
+    let expected = tree_sum(&gradients, 0..5);
+    for scratch_params in [20_000, 1 << 20] {
+        let work = Work { gradients: gradients.clone(), chunks: vec![0..9000, 9000..13_001], scratch_params };
+        for world in 1..=5 {
+            assert!(train_step(&work, world).iter().all(|(total, _)| bits(total) == bits(&expected)), "world {world}");
+        }
     }
 }
 

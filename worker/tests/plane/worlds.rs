@@ -12,7 +12,7 @@ use polo_worker::plane::{AbortHandle, DataPlane, Listener, Secret};
 pub type Factory = fn(usize, Duration) -> Vec<Box<dyn DataPlane>>;
 
 /// Longer than any test should take, so that a hang becomes a failure.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub fn tcp(world: usize, timeout: Duration) -> Vec<Box<dyn DataPlane>> {
     let listeners: Vec<_> = (0..world).map(|_| listener("run")).collect();
