@@ -3,7 +3,7 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-const SOURCES: [&str; 2] = ["csrc/kernels.cpp", "csrc/optimizer.cpp"];
+const SOURCES: [&str; 3] = ["csrc/attention.cpp", "csrc/kernels.cpp", "csrc/optimizer.cpp"];
 
 fn main() {
     for file in SOURCES.iter().chain(&["csrc/lanes.h"]) {

@@ -9,23 +9,6 @@
 
 namespace {
 
-// Calls body(offset, count) for each run of lanes in a row; count < WIDTH only in the last.
-template <typename Body>
-POLO_INLINE void for_lanes(int64_t width, Body body) {
-  int64_t i = 0;
-  for (; i + WIDTH <= width; i += WIDTH) body(i, WIDTH);
-  if (i < width) body(i, width - i);
-}
-
-POLO_INLINE Lanes get(const float* from, int64_t count, float fill = 0) {
-  return count == WIDTH ? load(from) : load_part(from, count, fill);
-}
-
-POLO_INLINE void put(float* to, Lanes lanes, int64_t count) {
-  if (count == WIDTH) store(to, lanes);
-  else store_part(to, lanes, count);
-}
-
 POLO_INLINE Lanes sigmoid(Lanes x) { return 1.0f / (1.0f + exponential(-x)); }
 
 }  // namespace
@@ -135,7 +118,7 @@ POLO_KERNEL void polo_cross_entropy(float* logits, const int64_t* targets, int64
       Lanes sum = {};
       for_lanes(stretch, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
         Lanes e = exponential(get(logits + start + i, n, -INFINITY) - top);
-        sum += n == WIDTH ? e : load_part((const float*)&e, n, 0);
+        sum += keep(e, n);
         put(logits + start + i, e, n);
       });
       total += fold_sum(sum);

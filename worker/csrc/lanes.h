@@ -36,6 +36,29 @@ POLO_INLINE Lanes load_part(const float* from, int64_t count, float fill) {
 
 POLO_INLINE void store_part(float* to, Lanes lanes, int64_t count) { std::memcpy(to, &lanes, count * sizeof(float)); }
 
+// The first `count` lanes, zeros after them.
+POLO_INLINE Lanes keep(Lanes lanes, int64_t count) {
+  if (count < WIDTH) std::memset((float*)&lanes + count, 0, (WIDTH - count) * sizeof(float));
+  return lanes;
+}
+
+POLO_INLINE Lanes get(const float* from, int64_t count, float fill = 0) {
+  return count == WIDTH ? load(from) : load_part(from, count, fill);
+}
+
+POLO_INLINE void put(float* to, Lanes lanes, int64_t count) {
+  if (count == WIDTH) store(to, lanes);
+  else store_part(to, lanes, count);
+}
+
+// Calls body(offset, count) for each run of lanes in a row; count < WIDTH only in the last.
+template <typename Body>
+POLO_INLINE void for_lanes(int64_t width, Body body) {
+  int64_t i = 0;
+  for (; i + WIDTH <= width; i += WIDTH) body(i, WIDTH);
+  if (i < width) body(i, width - i);
+}
+
 POLO_INLINE Lanes maximum(Lanes a, Lanes b) { return a > b ? a : b; }
 
 POLO_INLINE float fold_sum(Lanes lanes) {

@@ -31,6 +31,28 @@ unsafe extern "C" {
         sine: *const f32,
         direction: f32,
     );
+    fn polo_attention(
+        qkv: *const f32,
+        batch: i64,
+        sequence: i64,
+        heads: i64,
+        kv_heads: i64,
+        dim: i64,
+        out: *mut f32,
+        log_sum_exp: *mut f32,
+    );
+    fn polo_attention_backward(
+        qkv: *const f32,
+        out: *const f32,
+        log_sum_exp: *const f32,
+        out_grad: *const f32,
+        batch: i64,
+        sequence: i64,
+        heads: i64,
+        kv_heads: i64,
+        dim: i64,
+        qkv_grad: *mut f32,
+    );
     fn polo_swiglu(gate_up: *const f32, rows: i64, width: i64, out: *mut f32);
     fn polo_swiglu_backward(gate_up: *mut f32, out: *mut f32, rows: i64, width: i64);
     fn polo_cross_entropy(logits: *mut f32, targets: *const i64, rows: i64, vocab: i64, scale: f32, losses: *mut f64);
@@ -116,6 +138,66 @@ pub fn rotate(rows_of_heads: &Tensor, heads: i64, cosine: &Tensor, sine: &Tensor
     // SAFETY: three live buffers of the sizes checked above, and the heads lie within a row.
     unsafe { polo_rotate(data, rows, stride, sequence, heads, half * 2, cosine, sine, direction) };
     Ok(())
+}
+
+/// How a fused row `[query heads | key heads | value heads]` divides.
+#[derive(Debug, Clone, Copy)]
+pub struct Heads {
+    /// Query heads.
+    pub query: i64,
+    /// Key heads, and as many value heads; divides `query`.
+    pub kv: i64,
+    /// Width of a head.
+    pub dim: i64,
+}
+
+impl Heads {
+    fn row(self) -> i64 {
+        (self.query + 2 * self.kv) * self.dim
+    }
+}
+
+/// Output of [`attention`].
+pub struct Attended {
+    /// `[batch * sequence, query * dim]`
+    pub out: Tensor,
+    /// Logarithm of the sum of each query's exponentiated scores, `[batch, query, sequence]`.
+    log_sum_exp: Tensor,
+}
+
+/// Causal softmax attention with scale `dim^-1/2` on rotated `qkv` `[batch * sequence, (query + 2 kv) * dim]`.
+pub fn attention(qkv: &Tensor, batch: i64, heads: Heads) -> Result<Attended> {
+    let (rows, options) = (qkv.size2()?.0, (Kind::Float, qkv.device()));
+    let (sequence, width) = (rows / batch, heads.query * heads.dim);
+    let out = Tensor::f_empty([rows, width], options)?;
+    let log_sum_exp = Tensor::f_empty([batch, heads.query, sequence], options)?;
+    let from = floats("qkv", qkv, &[batch * sequence, heads.row()])?;
+    let (to, sums) = (floats("out", &out, &[rows, width])?, log_sum_exp.data_ptr().cast());
+    // SAFETY: three live buffers of the sizes checked above; `heads.kv` divides `heads.query` (Model::new).
+    unsafe { polo_attention(from, batch, sequence, heads.query, heads.kv, heads.dim, to, sums) };
+    Ok(Attended { out, log_sum_exp })
+}
+
+/// Backward of [`attention`]: the gradient with respect to `qkv`.
+pub fn attention_backward(
+    out_grad: &Tensor,
+    qkv: &Tensor,
+    attended: &Attended,
+    batch: i64,
+    heads: Heads,
+) -> Result<Tensor> {
+    let (rows, width) = attended.out.size2()?;
+    let qkv_grad = qkv.f_zeros_like()?;
+    let (from, to) = (floats("qkv", qkv, &[rows, heads.row()])?, floats("qkv_grad", &qkv_grad, &[rows, heads.row()])?);
+    let out = floats("out", &attended.out, &[rows, width])?;
+    let out_grad = floats("out_grad", out_grad, &[rows, width])?;
+    let sums = floats("log_sum_exp", &attended.log_sum_exp, &[batch, heads.query, rows / batch])?;
+    // SAFETY: five live buffers of the sizes checked above; `heads.kv` divides `heads.query` (Model::new).
+    unsafe {
+        let (query, kv, dim) = (heads.query, heads.kv, heads.dim);
+        polo_attention_backward(from, out, sums, out_grad, batch, rows / batch, query, kv, dim, to);
+    }
+    Ok(qkv_grad)
 }
 
 /// `silu(gate) * up` for `gate_up` `[rows, 2 * width]` (gate first), as `[rows, width]`.

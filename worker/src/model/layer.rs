@@ -9,8 +9,7 @@ use polo_recipe::model::Qwen2Config;
 use tch::Tensor;
 
 use super::ModelError;
-use super::attention::{self, Attended, Heads};
-use super::kernels::{self, Normed, Turn};
+use super::kernels::{self, Attended, Heads, Normed, Turn};
 use super::rope::RopeTables;
 use super::views::LayerViews;
 
@@ -52,7 +51,7 @@ pub fn forward(x: &Tensor, params: &LayerViews, context: &Context) -> Result<(Te
     let attention_norm = kernels::rms_norm(x, &params.input_norm, eps)?;
     let qkv = params.qkv_bias.f_addmm(&attention_norm.out, &params.qkv_weight.f_tr()?)?;
     context.rotate(&qkv, Turn::Forward)?;
-    let attended = attention::forward(&qkv, context.batch, context.heads())?;
+    let attended = kernels::attention(&qkv, context.batch, context.heads())?;
     let mid = x.f_addmm(&attended.out, &params.o_weight.f_tr()?)?;
     let mlp_norm = kernels::rms_norm(&mid, &params.post_attention_norm, eps)?;
     let gate_up = mlp_norm.out.f_mm(&params.gate_up_weight.f_tr()?)?;
@@ -76,7 +75,7 @@ pub fn backward(
 
     let attended_grad = grad.f_mm(&params.o_weight)?;
     add_product(&grads.o_weight, grad, &attended.out)?;
-    let qkv_grad = attention::backward(&attended_grad, &qkv, &attended, context.batch, context.heads())?;
+    let qkv_grad = kernels::attention_backward(&attended_grad, &qkv, &attended, context.batch, context.heads())?;
     drop((attended_grad, qkv, attended));
     context.rotate(&qkv_grad, Turn::Backward)?;
     kernels::add_row_sum(&grads.qkv_bias, &qkv_grad)?;

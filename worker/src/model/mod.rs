@@ -4,7 +4,6 @@
 //! between blocks and adding gradients straight into the flat vector are a few lines here. Start at
 //! [`Model::loss_and_grad`].
 
-pub mod attention;
 pub mod head;
 pub mod kernels;
 pub mod layer;
