@@ -1,27 +1,104 @@
-//! Polo's command line.
+//! `polo`: prepares a corpus, runs a recipe, and shows, checks and exports what a run has made.
+//!
+//! Data goes to standard output, everything said to people to standard error.
 
+mod control;
+mod coordinate;
+mod error;
+mod export;
 mod prepare;
+mod progress;
+mod recipe;
+mod run;
+mod status;
+mod stored_run;
+#[cfg(test)]
+mod test_run;
+mod verify;
+mod worker_processes;
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
+use error::CliError;
+use polo_recipe::config::Recipe;
+use polo_store::recipe_file;
+use tracing_subscriber::EnvFilter;
 
-#[derive(Parser)]
-#[command(name = "polo", version, about)]
+/// Continual pre-training of Qwen2 models that goes on when workers die, with the same result to the bit.
+#[derive(Debug, Parser)]
+#[command(name = "polo", version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "Examples:
+  polo prepare --input raw/ --output corpus/ --tokenizer tokenizer.json
+  polo run recipe.toml --workers 4
+  polo status --watch
+  polo verify recipe.toml
+  polo export recipe.toml --to model/";
+
+#[derive(Debug, Subcommand)]
 enum Command {
+    /// Turns raw text into token shards
     Prepare(prepare::PrepareArgs),
+    /// Runs a recipe on this machine: a coordinator and its workers
+    Run(run::RunArgs),
+    /// Runs only the coordinator of a recipe
+    Coordinator(coordinate::CoordinatorArgs),
+    /// Shows how a run stands
+    Status(status::StatusArgs),
+    /// Asks a run for a checkpoint at the next step boundary
+    Checkpoint(control::AddressArgs),
+    /// Stops a run at the next step boundary, with a checkpoint
+    Stop(control::AddressArgs),
+    /// Checks a run's checkpoints and prints planned and trained tokens
+    Verify(verify::Args),
+    /// Writes a checkpoint as a Hugging Face folder
+    Export(export::Args),
+    /// Shows what a recipe says
+    Recipe(recipe::RecipeArgs),
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let result = match Command::parse() {
-        Command::Prepare(args) => prepare::run(args).await,
-    };
-    match result {
+    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_from_env("POLO_LOG").unwrap_or_else(|_| EnvFilter::new("warn")))
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    match dispatch(cli.command).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("polo: {error}");
+            eprintln!("error: {error}");
             ExitCode::FAILURE
         }
     }
+}
+
+async fn dispatch(command: Command) -> Result<(), CliError> {
+    match command {
+        Command::Prepare(args) => Ok(prepare::run(args).await?),
+        Command::Run(args) => run::run(args).await,
+        Command::Coordinator(args) => coordinate::run(args).await,
+        Command::Status(args) => status::run(args).await,
+        Command::Checkpoint(args) => control::checkpoint(args).await,
+        Command::Stop(args) => control::stop(args).await,
+        Command::Verify(args) => {
+            let recipe = load_optional(&args.run.recipe)?;
+            Ok(verify::run(args, recipe).await?)
+        }
+        Command::Export(args) => {
+            let recipe = load_optional(&args.run.recipe)?;
+            Ok(export::run(args, recipe).await?)
+        }
+        Command::Recipe(args) => Ok(recipe::run(args)?),
+    }
+}
+
+fn load_optional(path: &Option<PathBuf>) -> Result<Option<Recipe>, CliError> {
+    Ok(path.as_ref().map(|path| recipe_file::load(path, &[])).transpose()?)
 }

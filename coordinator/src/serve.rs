@@ -7,7 +7,7 @@ use polo_recipe::{
     config::Recipe,
     ids::Step,
     layout::Layout,
-    plan::{Plan, SourceTokens},
+    plan::{Plan, PlanNote, SourceTokens},
 };
 use polo_store::{Store, checkpoint, corpus::CorpusManifest, run};
 use tokio::{
@@ -104,6 +104,11 @@ impl Run {
     /// The steps of the whole run, and the step it goes on from.
     pub fn num_steps(&self) -> (Step, Step) {
         (Step(self.core.facts.plan.num_steps()), self.core.state.newest_step())
+    }
+
+    /// What the user should know about the plan.
+    pub fn notes(&self) -> &[PlanNote] {
+        self.core.facts.plan.notes()
     }
 
     /// A way to ask for a stop.

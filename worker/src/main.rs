@@ -46,6 +46,9 @@ struct Args {
     /// Keeps token shards between runs; shared by the workers of a machine.
     #[arg(long, env = "POLO_CACHE", default_value_os_t = default_cache())]
     cache: PathBuf,
+    /// Ends when standard input is closed: ties the worker to the process that started it.
+    #[arg(long)]
+    while_stdin_open: bool,
 }
 
 fn default_cache() -> PathBuf {
@@ -81,6 +84,9 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
+    if args.while_stdin_open {
+        std::thread::spawn(end_with_stdin);
+    }
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -88,6 +94,13 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Ends the process when nobody holds the other end of its standard input any more.
+fn end_with_stdin() {
+    let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+    eprintln!("error: the process that started this worker is gone");
+    std::process::exit(1);
 }
 
 fn run(args: Args) -> Result<(), WorkerError> {

@@ -1,0 +1,52 @@
+//! Talking to a running coordinator.
+
+use std::time::Duration;
+
+use clap::Args;
+use polo_proto::v1::{CheckpointRequest, StopRequest, control_client::ControlClient};
+use tonic::transport::{Channel, Endpoint};
+
+use crate::error::CliError;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Which coordinator is meant.
+#[derive(Debug, Clone, Args)]
+pub struct AddressArgs {
+    /// Where the coordinator listens
+    #[arg(long, env = "POLO_COORDINATOR", default_value = "http://127.0.0.1:7070", value_name = "URL")]
+    pub address: String,
+}
+
+/// A client of the coordinator at `address`, within a bounded time.
+pub async fn connect(address: &str) -> Result<ControlClient<Channel>, CliError> {
+    let unreachable = |problem: String| CliError::Unreachable { address: address.into(), problem };
+    let with_scheme = if address.contains("://") { address.to_string() } else { format!("http://{address}") };
+    let endpoint = Endpoint::from_shared(with_scheme).map_err(|e| unreachable(e.to_string()))?;
+    let channel = endpoint.connect_timeout(CONNECT_TIMEOUT).connect().await;
+    Ok(ControlClient::new(channel.map_err(|e| unreachable(innermost(&e)))?))
+}
+
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    std::iter::successors(Some(error), |e| e.source()).last().map(ToString::to_string).unwrap_or_default()
+}
+
+/// The coordinator's refusal as an error.
+pub fn refused(address: &str) -> impl Fn(tonic::Status) -> CliError {
+    let address = address.to_string();
+    move |status| CliError::Refused { address: address.clone(), problem: status.message().to_string() }
+}
+
+/// `polo checkpoint`.
+pub async fn checkpoint(args: AddressArgs) -> Result<(), CliError> {
+    connect(&args.address).await?.checkpoint(CheckpointRequest {}).await.map_err(refused(&args.address))?;
+    eprintln!("a checkpoint will be written at the next step boundary");
+    Ok(())
+}
+
+/// `polo stop`.
+pub async fn stop(args: AddressArgs) -> Result<(), CliError> {
+    connect(&args.address).await?.stop(StopRequest {}).await.map_err(refused(&args.address))?;
+    eprintln!("the run stops at the next step boundary, with a checkpoint");
+    Ok(())
+}

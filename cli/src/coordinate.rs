@@ -1,0 +1,149 @@
+//! `polo coordinator`, and what it shares with `polo run`: serving a run and telling people of it.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::Args;
+use polo_coordinator::{News, Run, StopHandle, machine::Outcome};
+use polo_recipe::config::Recipe;
+use polo_store::recipe_file;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+
+use crate::{error::CliError, progress::Progress};
+
+/// What every way to start a coordinator needs.
+#[derive(Debug, Clone, Args)]
+pub struct ServeArgs {
+    /// The recipe's TOML file
+    pub recipe: PathBuf,
+    /// Sets a field, such as `batch.slots=4` or `stages.0.steps=60`; may be given several times
+    #[arg(long = "set", value_name = "FIELD=VALUE")]
+    pub sets: Vec<String>,
+    /// Where the coordinator listens; port 0 takes a free one
+    #[arg(long, default_value = "127.0.0.1:7070", value_name = "ADDRESS")]
+    pub listen: SocketAddr,
+    /// Prints a progress line every so many steps
+    #[arg(long, default_value_t = 1, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub log_every: u64,
+}
+
+/// Arguments of `polo coordinator`.
+#[derive(Debug, Args)]
+pub struct CoordinatorArgs {
+    #[command(flatten)]
+    serve: ServeArgs,
+    /// Workers that are expected; with so many the run starts without waiting for more
+    #[arg(long, default_value_t = 1)]
+    workers: usize,
+}
+
+/// A coordinator that is ready to serve.
+pub struct Opened {
+    /// The run's recipe.
+    pub recipe: Recipe,
+    /// The run.
+    pub run: Run,
+    /// Its socket.
+    pub listener: TcpListener,
+    /// Where the socket really listens.
+    pub address: SocketAddr,
+    /// What happens.
+    pub news: mpsc::UnboundedReceiver<News>,
+}
+
+/// Opens the run and its socket.
+pub async fn open(args: &ServeArgs, expected_workers: usize) -> Result<Opened, CliError> {
+    let recipe = recipe_file::load(&args.recipe, &args.sets)?;
+    let failed = |source| CliError::Listen { address: args.listen, source };
+    let listener = TcpListener::bind(args.listen).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    let (sender, news) = mpsc::unbounded_channel();
+    let run = Run::open(&recipe, expected_workers, sender).await?;
+    for note in run.notes() {
+        eprintln!("note: {note}");
+    }
+    let (num_steps, step) = run.num_steps();
+    eprintln!("run {} (recipe {}): step {step} of {num_steps}", recipe.run.name, &recipe.identity()[..12]);
+    eprintln!("coordinator listens on {address}");
+    Ok(Opened { recipe, run, listener, address, news })
+}
+
+/// `polo coordinator`.
+pub async fn run(args: CoordinatorArgs) -> Result<(), CliError> {
+    let opened = open(&args.serve, args.workers).await?;
+    let progress = tokio::spawn(Progress::new(args.serve.log_every).follow(opened.news));
+    let mut signals = Signals::new()?;
+    let stop = opened.run.stop_handle();
+    let serving = opened.run.serve(opened.listener);
+    tokio::pin!(serving);
+    let outcome = loop {
+        tokio::select! {
+            outcome = &mut serving => break outcome?,
+            () = signals.next() => signals.on_signal(&stop).await?,
+        }
+    };
+    conclude(&opened.recipe, outcome, progress).await
+}
+
+/// Prints the end of a run: the table and the last JSON line, or the error.
+pub async fn conclude(
+    recipe: &Recipe,
+    outcome: Outcome,
+    progress: tokio::task::JoinHandle<Progress>,
+) -> Result<(), CliError> {
+    let progress = progress.await.unwrap_or_else(|_| Progress::new(1));
+    let (ending, step, state_digest) = match outcome {
+        Outcome::Completed { step, state_digest } => ("completed", step, state_digest),
+        Outcome::Stopped { step, state_digest } => ("stopped", step, state_digest),
+        Outcome::Failed { reason } => return Err(CliError::RunFailed(reason)),
+    };
+    progress.print_table();
+    let line = serde_json::json!({
+        "run": recipe.run.name,
+        "recipe_identity": recipe.identity(),
+        "outcome": ending,
+        "step": step,
+        "num_incidents": progress.num_incidents(),
+        "loss": progress.last_loss(),
+        "state_digest": state_digest,
+    });
+    println!("{line}");
+    Ok(())
+}
+
+/// Ctrl-C and SIGTERM: the first asks for a clean stop, the second ends at once.
+pub struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+    num_seen: u32,
+}
+
+impl Signals {
+    /// Begins to catch them.
+    pub fn new() -> Result<Self, CliError> {
+        let catch = |kind| signal(kind).map_err(CliError::io("cannot catch signals"));
+        Ok(Self { interrupt: catch(SignalKind::interrupt())?, terminate: catch(SignalKind::terminate())?, num_seen: 0 })
+    }
+
+    /// Waits for the next one.
+    pub async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+
+    /// Asks the run to stop, or gives up on it.
+    pub async fn on_signal(&mut self, stop: &StopHandle) -> Result<(), CliError> {
+        self.num_seen += 1;
+        if self.num_seen > 1 {
+            return Err(CliError::Interrupted);
+        }
+        eprintln!("stopping after the step in progress; interrupt again to end at once");
+        stop.stop().await;
+        Ok(())
+    }
+}

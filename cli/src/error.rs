@@ -1,0 +1,48 @@
+//! Why a command failed.
+
+use std::{io, net::SocketAddr, path::PathBuf};
+
+use polo_coordinator::CoordinatorError;
+use polo_store::recipe_file::RecipeFileError;
+
+use crate::{export, prepare, recipe, verify};
+
+/// Everything that ends a command.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    #[error(transparent)]
+    Recipe(#[from] RecipeFileError),
+    #[error(transparent)]
+    RecipeCommand(#[from] recipe::RecipeCommandError),
+    #[error(transparent)]
+    Prepare(#[from] prepare::PrepareError),
+    #[error(transparent)]
+    Verify(#[from] verify::Error),
+    #[error(transparent)]
+    Export(#[from] export::Error),
+    #[error(transparent)]
+    Coordinator(#[from] CoordinatorError),
+    #[error("cannot listen on {address}: {source}; is another run on that port? choose another with --listen")]
+    Listen { address: SocketAddr, source: io::Error },
+    #[error("cannot start {}: {source}; build it with `cargo build`, or name it with --worker-program", program.display())]
+    Spawn { program: PathBuf, source: io::Error },
+    #[error("{what}: {source}")]
+    Io { what: &'static str, source: io::Error },
+    #[error("no coordinator at {address}: {problem}; check that the run goes on, and --address")]
+    Unreachable { address: String, problem: String },
+    #[error("the coordinator at {address} answered: {problem}")]
+    Refused { address: String, problem: String },
+    #[error("the run failed: {0}")]
+    RunFailed(String),
+    #[error("all workers have exited and the run is not over; their messages are above")]
+    NoWorkersLeft,
+    #[error("interrupted twice; the run was ended without a checkpoint")]
+    Interrupted,
+}
+
+impl CliError {
+    /// Wraps an IO error with what was being done.
+    pub fn io(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { what, source }
+    }
+}

@@ -1,0 +1,59 @@
+//! `polo run`: a coordinator in this process and workers in processes of their own.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::{
+    coordinate::{self, ServeArgs, Signals},
+    error::CliError,
+    progress::Progress,
+    worker_processes::WorkerProcesses,
+};
+
+/// Arguments of `polo run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    serve: ServeArgs,
+    /// Worker processes to start
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    workers: u16,
+    /// Starts a new worker for each one that dies
+    #[arg(long)]
+    respawn: bool,
+    /// The worker's program [default: polo-worker beside this program]
+    #[arg(long, value_name = "FILE")]
+    worker_program: Option<PathBuf>,
+}
+
+/// `polo run`.
+pub async fn run(args: RunArgs) -> Result<(), CliError> {
+    let opened = coordinate::open(&args.serve, args.workers.into()).await?;
+    let folder = tempfile::tempdir().map_err(CliError::io("cannot make a temporary folder"))?;
+    let recipe_path = folder.path().join("recipe.toml");
+    std::fs::write(&recipe_path, opened.recipe.to_toml()).map_err(CliError::io("cannot write the resolved recipe"))?;
+    let program = args.worker_program.unwrap_or_else(beside_this_program);
+    let mut workers = WorkerProcesses::new(program, recipe_path, opened.address, args.respawn);
+    workers.start(args.workers)?;
+    let progress = tokio::spawn(Progress::new(args.serve.log_every).follow(opened.news));
+    let mut signals = Signals::new()?;
+    let stop = opened.run.stop_handle();
+    let serving = opened.run.serve(opened.listener);
+    tokio::pin!(serving);
+    let outcome = loop {
+        tokio::select! {
+            biased;
+            outcome = &mut serving => break outcome?,
+            () = signals.next() => signals.on_signal(&stop).await?,
+            left = workers.attend() => left?,
+        }
+    };
+    workers.wait_for_all().await;
+    coordinate::conclude(&opened.recipe, outcome, progress).await
+}
+
+fn beside_this_program() -> PathBuf {
+    let this = std::env::current_exe().unwrap_or_default();
+    this.with_file_name("polo-worker")
+}

@@ -1,0 +1,142 @@
+//! `polo status`: how a run stands, once or as it goes.
+
+use std::io::Write;
+
+use clap::Args;
+use polo_proto::v1::{GetStatusRequest, RunPhase, Status, WatchStatusRequest};
+use serde_json::json;
+
+use crate::{
+    control::{AddressArgs, connect, refused},
+    error::CliError,
+    progress::line,
+};
+
+/// Arguments of `polo status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    address: AddressArgs,
+    /// Goes on showing every change until the run ends
+    #[arg(long)]
+    watch: bool,
+    /// Prints JSON, one line for each state
+    #[arg(long)]
+    json: bool,
+}
+
+/// `polo status`.
+pub async fn run(args: StatusArgs) -> Result<(), CliError> {
+    let address = &args.address.address;
+    let mut client = connect(address).await?;
+    if !args.watch {
+        let response = client.get_status(GetStatusRequest {}).await.map_err(refused(address))?;
+        return print(response.into_inner().status.unwrap_or_default(), args.json);
+    }
+    let stream = client.watch_status(WatchStatusRequest {}).await.map_err(refused(address))?;
+    let mut stream = stream.into_inner();
+    while let Ok(Some(response)) = stream.message().await {
+        print(response.status.unwrap_or_default(), args.json)?;
+    }
+    Ok(())
+}
+
+fn print(status: Status, as_json: bool) -> Result<(), CliError> {
+    let text = if as_json { to_json(&status).to_string() } else { to_text(&status) };
+    writeln!(std::io::stdout(), "{text}").map_err(CliError::io("cannot write to standard output"))
+}
+
+fn phase(status: &Status) -> &'static str {
+    match status.phase() {
+        RunPhase::Unspecified => "unknown",
+        RunPhase::Waiting => "waiting",
+        RunPhase::Training => "training",
+        RunPhase::Stopping => "stopping",
+        RunPhase::Completed => "completed",
+        RunPhase::Stopped => "stopped",
+        RunPhase::Failed => "failed",
+    }
+}
+
+fn to_text(status: &Status) -> String {
+    let mut lines = vec![format!(
+        "{} {}: step {} of {}, generation {}, checkpoint {}",
+        status.run,
+        phase(status),
+        status.step,
+        status.num_steps,
+        status.generation,
+        status.checkpoint_step.map_or("none".into(), |step| step.to_string())
+    )];
+    if !status.waiting_for.is_empty() {
+        lines.push(format!("  waiting for {}", status.waiting_for));
+    }
+    lines.extend(status.last_step.iter().map(|step| format!("  {}", line(step))));
+    for member in &status.members {
+        let rank = member.rank.map_or("-".into(), |rank| rank.to_string());
+        lines.push(format!(
+            "  rank {rank:>3}  {} (pid {} on {})  step {}  {}  heard {} ms ago",
+            member.worker_id, member.pid, member.host, member.step, member.phase, member.last_heard_ms_ago
+        ));
+    }
+    for incident in &status.incidents {
+        let who = if incident.worker_id.is_empty() { "-" } else { &incident.worker_id };
+        let recovery = incident.recovery_ms.map_or("not over".into(), |ms| format!("next step after {ms} ms"));
+        lines.push(format!("  incident at step {}: {who}: {}; {recovery}", incident.step, incident.cause));
+    }
+    if !status.error.is_empty() {
+        lines.push(format!("  error: {}", status.error));
+    }
+    if !status.state_digest.is_empty() {
+        lines.push(format!("  state digest {}", status.state_digest));
+    }
+    lines.join("\n")
+}
+
+fn to_json(status: &Status) -> serde_json::Value {
+    let sources = |step: &polo_proto::v1::StepSummary| -> serde_json::Map<String, serde_json::Value> {
+        step.sources.iter().map(|s| (s.source.clone(), json!(s.loss))).collect()
+    };
+    json!({
+        "run": status.run,
+        "recipe_identity": status.recipe_identity,
+        "phase": phase(status),
+        "waiting_for": status.waiting_for,
+        "generation": status.generation,
+        "step": status.step,
+        "num_steps": status.num_steps,
+        "stage": status.stage,
+        "checkpoint_step": status.checkpoint_step,
+        "last_step": status.last_step.as_ref().map(|step| json!({
+            "step": step.step,
+            "stage": step.stage,
+            "loss": step.loss,
+            "loss_by_source": sources(step),
+            "learning_rate": step.learning_rate,
+            "grad_norm": step.grad_norm,
+            "tokens_per_second": step.tokens_per_second,
+            "num_workers": step.num_workers,
+            "eta_seconds": step.eta_seconds,
+            "step_ms": step.step_ms,
+            "data_wait_ms": step.data_wait_ms,
+        })),
+        "members": status.members.iter().map(|m| json!({
+            "worker_id": m.worker_id,
+            "host": m.host,
+            "pid": m.pid,
+            "rank": m.rank,
+            "step": m.step,
+            "phase": m.phase,
+            "last_heard_ms_ago": m.last_heard_ms_ago,
+        })).collect::<Vec<_>>(),
+        "incidents": status.incidents.iter().map(|i| json!({
+            "cause": i.cause,
+            "worker_id": i.worker_id,
+            "generation": i.generation,
+            "step": i.step,
+            "recovery_ms": i.recovery_ms,
+        })).collect::<Vec<_>>(),
+        "state_digest": status.state_digest,
+        "error": status.error,
+    })
+}

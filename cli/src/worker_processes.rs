@@ -1,0 +1,97 @@
+//! The worker processes that `polo run` starts, and starts again.
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    process::{ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use futures::{StreamExt, stream::FuturesUnordered};
+use tokio::process::{Child, Command};
+
+use crate::error::CliError;
+
+/// A worker that lives for less than this did not get as far as training.
+const SHORT_LIFE: Duration = Duration::from_secs(5);
+/// After so many short lives in a row, nothing is gained by another.
+const MOST_SHORT_LIVES: u32 = 3;
+/// How long workers may take to leave after the run has ended.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Worker processes; they are killed when this is dropped.
+pub struct WorkerProcesses {
+    program: PathBuf,
+    recipe: PathBuf,
+    coordinator: SocketAddr,
+    respawn: bool,
+    lives: FuturesUnordered<tokio::task::JoinHandle<(String, Option<ExitStatus>)>>,
+    started: std::collections::HashMap<String, Instant>,
+    num_short_lives: u32,
+}
+
+impl WorkerProcesses {
+    /// Workers of the coordinator that listens there.
+    pub fn new(program: PathBuf, recipe: PathBuf, coordinator: SocketAddr, respawn: bool) -> Self {
+        let (lives, started) = Default::default();
+        Self { program, recipe, coordinator, respawn, lives, started, num_short_lives: 0 }
+    }
+
+    /// Starts workers w0, w1, ...
+    pub fn start(&mut self, num_workers: u16) -> Result<(), CliError> {
+        (0..num_workers).try_for_each(|number| self.spawn(format!("w{number}")))
+    }
+
+    fn spawn(&mut self, id: String) -> Result<(), CliError> {
+        let mut command = Command::new(&self.program);
+        command.arg(&self.recipe).arg("--id").arg(&id);
+        command.arg("--coordinator").arg(format!("http://{}", self.coordinator));
+        command.args(["--listen", "127.0.0.1:0", "--while-stdin-open"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).kill_on_drop(true);
+        // Ctrl-C in the terminal is for this process alone, which passes it on as a clean stop.
+        command.process_group(0);
+        let spawned = command.spawn();
+        let mut child = spawned.map_err(|source| CliError::Spawn { program: self.program.clone(), source })?;
+        eprintln!("worker {id} started (pid {})", child.id().unwrap_or_default());
+        self.started.insert(id.clone(), Instant::now());
+        self.lives.push(tokio::spawn(async move { (id, live(&mut child).await) }));
+        Ok(())
+    }
+
+    /// Waits for the next worker to exit, and does what is to be done about it. An error if nobody is left.
+    pub async fn attend(&mut self) -> Result<(), CliError> {
+        let Some(Ok((id, status))) = self.lives.next().await else { return Err(CliError::NoWorkersLeft) };
+        let status = status.map_or("unknown".to_string(), |status| status.to_string());
+        eprintln!("worker {id} exited: {status}");
+        let lived = self.started.get(&id).map(Instant::elapsed).unwrap_or_default();
+        self.num_short_lives = if lived < SHORT_LIFE { self.num_short_lives + 1 } else { 0 };
+        if self.respawn && self.num_short_lives < MOST_SHORT_LIVES {
+            return self.spawn(id);
+        }
+        if self.lives.is_empty() { Err(CliError::NoWorkersLeft) } else { Ok(()) }
+    }
+
+    /// Waits, not for long, until all workers have left.
+    pub async fn wait_for_all(mut self) {
+        let all = async { while self.lives.next().await.is_some() {} };
+        if tokio::time::timeout(FAREWELL, all).await.is_err() {
+            eprintln!("some workers did not leave within {} s and are killed", FAREWELL.as_secs());
+        }
+    }
+}
+
+impl Drop for WorkerProcesses {
+    fn drop(&mut self) {
+        for life in &self.lives {
+            life.abort();
+        }
+    }
+}
+
+/// Waits for the process to exit; its standard input stays open as long as this lives.
+async fn live(child: &mut Child) -> Option<ExitStatus> {
+    let stdin = child.stdin.take();
+    let status = child.wait().await.ok();
+    drop(stdin);
+    status
+}
