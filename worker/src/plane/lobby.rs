@@ -222,6 +222,7 @@ mod tests {
     fn call(generation: u64) -> (TcpStream, Caller) {
         let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let caller = TcpStream::connect(socket.local_addr().expect("an address")).expect("a connection");
+        caller.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
         let hello = Hello { run: RUN, generation: Generation(generation), from: Rank(2), to: Rank(1) }.encode(&SECRET);
         (caller, Caller { stream: socket.accept().expect("the caller").0, hello, since: Instant::now() })
     }

@@ -142,8 +142,9 @@ fn a_peer_that_listens_late_is_called_again() {
 #[test]
 fn an_abort_ends_forming() {
     let listeners = [listener("run"), listener("run")];
-    for rank in [0, 1] {
-        let (abort, membership) = (abort_handle(), membership(1, rank, &listeners));
+    // As rank 0 it waits to be called; as rank 1, of a generation that is new to the other, for an answer.
+    for (rank, generation) in [(0, 1), (1, 2)] {
+        let (abort, membership) = (abort_handle(), membership(generation, rank, &listeners));
         thread::scope(|scope| {
             let forming = scope.spawn(|| form(&listeners[rank as usize], &membership, &PATIENT, &abort));
             abort.abort();
