@@ -204,7 +204,8 @@ pub struct Workers {
     pub heartbeat_timeout_ms: u64,
     /// Seconds within which a connection between two workers, or to the coordinator, has to be made. Default 10.
     pub connect_timeout_s: u64,
-    /// Seconds without any progress after which an exchange between workers is given up. Default 30.
+    /// Seconds without any progress after which an exchange between workers is given up; longer than the slowest worker
+    /// may be behind the fastest within a step. Default 300.
     pub exchange_timeout_s: u64,
     /// Seconds that workers go on without a coordinator before they stop. Default 600.
     pub coordinator_timeout_s: u64,
@@ -218,7 +219,7 @@ impl Default for Workers {
             settle_ms: 2000,
             heartbeat_timeout_ms: 2000,
             connect_timeout_s: 10,
-            exchange_timeout_s: 30,
+            exchange_timeout_s: 300,
             coordinator_timeout_s: 600,
         }
     }

@@ -53,7 +53,8 @@ impl Trainer {
             checkpointer: Checkpointer { store, runtime, desk, in_flight: None },
             listener,
             timeouts: Timeouts {
-                form: Duration::from_secs(recipe.workers.connect_timeout_s),
+                connect: Duration::from_secs(recipe.workers.connect_timeout_s),
+                form: Duration::from_secs(recipe.workers.wait_timeout_s),
                 exchange: Duration::from_secs(recipe.workers.exchange_timeout_s),
             },
             checkpoint_every_steps: recipe.checkpoint.every_steps,

@@ -23,6 +23,8 @@ pub(super) struct Dial<'a> {
     secret: &'a Secret,
     phase: Phase,
     pause: Duration,
+    /// Since when nothing has listened there.
+    unreached_since: Option<Instant>,
     last_failure: Option<String>,
 }
 
@@ -41,9 +43,17 @@ pub(super) enum Outcome {
 
 impl<'a> Dial<'a> {
     pub(super) fn new(address: SocketAddr, hello: &Hello, secret: &'a Secret) -> Self {
-        let phase = Phase::Resting { until: Instant::now() };
-        let hello_bytes = hello.encode(secret);
-        Self { to: hello.to, address, hello: hello_bytes, secret, phase, pause: FIRST_PAUSE, last_failure: None }
+        let now = Instant::now();
+        Self {
+            to: hello.to,
+            address,
+            hello: hello.encode(secret),
+            secret,
+            phase: Phase::Resting { until: now },
+            pause: FIRST_PAUSE,
+            unreached_since: Some(now),
+            last_failure: None,
+        }
     }
 
     /// What to wait for before the next [`advance`](Self::advance): a socket or a time.
@@ -53,6 +63,11 @@ impl<'a> Dial<'a> {
             Phase::Connecting(stream) => Ok(PollFd::new(stream, PollFlags::OUT)),
             Phase::Asked { stream, .. } => Ok(PollFd::new(stream, PollFlags::IN)),
         }
+    }
+
+    /// How long nothing has listened there; zero while the peer is there but has not come to this generation yet.
+    pub(super) fn unreached_for(&self, now: Instant) -> Duration {
+        self.unreached_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
 
     /// Why there is no connection yet, for people.
@@ -67,7 +82,12 @@ impl<'a> Dial<'a> {
 
     /// Goes as far as possible without waiting.
     pub(super) fn advance(&mut self, now: Instant) -> Outcome {
-        match self.try_advance(now) {
+        let advanced = self.try_advance(now);
+        self.unreached_since = match self.phase {
+            Phase::Asked { .. } => None,
+            _ => self.unreached_since.or(Some(now)),
+        };
+        match advanced {
             Ok(outcome) => outcome,
             Err(error) => {
                 self.last_failure = Some(error.to_string());

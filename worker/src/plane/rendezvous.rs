@@ -29,7 +29,9 @@ pub struct Membership {
 /// How long a worker waits for its peers.
 #[derive(Debug, Clone, Copy)]
 pub struct Timeouts {
-    /// For all of them to meet.
+    /// For a peer's process to be reached.
+    pub connect: Duration,
+    /// For all peers to meet: they come when they reach a step boundary.
     pub form: Duration,
     /// For any byte to move in an exchange.
     pub exchange: Duration,
@@ -38,7 +40,7 @@ pub struct Timeouts {
 /// Connects to all peers of a generation.
 ///
 /// Peers may come early or late, and in any order; those that cannot be reached yet are called again. Ends with
-/// [`PlaneError::Timeout`] when `timeouts.form` has passed, with [`PlaneError::Refused`] when a peer belongs elsewhere,
+/// [`PlaneError::Timeout`] when `timeouts.form` has passed or a peer's process was out of reach for `timeouts.connect`, with [`PlaneError::Refused`] when a peer belongs elsewhere,
 /// and at once when `abort` is used, which also aborts the plane later. A generation can be tried only once.
 pub fn form(
     listener: &Listener,
@@ -66,7 +68,7 @@ pub fn form(
         if abort.is_aborted() {
             return Err(PlaneError::Aborted);
         }
-        let left = timeouts.form.saturating_sub(started.elapsed());
+        let left = meeting.patience(timeouts, started);
         if left.is_zero() {
             return Err(meeting.timed_out(started.elapsed()));
         }
@@ -91,6 +93,14 @@ struct Meeting<'a> {
 impl Meeting<'_> {
     fn is_complete(&self) -> bool {
         self.streams.iter().flatten().count() + 1 == self.streams.len()
+    }
+
+    /// How much longer it may take until something happens.
+    fn patience(&self, timeouts: &Timeouts, started: Instant) -> Duration {
+        let now = Instant::now();
+        let unreached = self.dials.iter().map(|dial| dial.unreached_for(now)).max().unwrap_or_default();
+        let left = timeouts.form.saturating_sub(now.saturating_duration_since(started));
+        if unreached.is_zero() { left } else { left.min(timeouts.connect.saturating_sub(unreached)) }
     }
 
     /// Takes all steps that need no waiting.

@@ -13,7 +13,7 @@ use polo_worker::plane::{Listener, PlaneError, Refusal, Secret};
 
 use crate::worlds::{PATIENCE, abort_handle, listener, membership, on_all};
 
-const PATIENT: Timeouts = Timeouts { form: PATIENCE, exchange: PATIENCE };
+const PATIENT: Timeouts = Timeouts { connect: PATIENCE, form: PATIENCE, exchange: PATIENCE };
 
 fn join(listener: &Listener, membership: &Membership) -> Result<TcpPlane, PlaneError> {
     form(listener, membership, &PATIENT, &abort_handle())
@@ -112,12 +112,28 @@ fn waiting_for_peers_that_never_come_ends_with_their_names() {
     let mut membership = membership(3, 1, &listeners);
     let gone = listener("run").local_addr();
     membership.peers[0] = gone;
-    let timeouts = Timeouts { form: Duration::from_millis(30), exchange: PATIENCE };
+    let timeouts = Timeouts { connect: PATIENCE, form: Duration::from_millis(30), exchange: PATIENCE };
     let error = form(&listeners[1], &membership, &timeouts, &abort_handle()).expect_err("nobody is there");
     let text = error.to_string();
     assert!(text.contains("for ranks 0, 2, 3 while forming generation 3; rank 0 at"), "{text}");
     assert!(text.contains(&gone.to_string()) && text.contains("refused"), "{text}");
     assert!(text.contains("higher ranks have not called"), "{text}");
+}
+
+#[test]
+fn a_process_that_is_gone_is_not_waited_for_as_long_as_one_that_is_busy() {
+    let listeners = [listener("run"), listener("run")];
+    let short = Duration::from_millis(30);
+    let mut unreachable = membership(1, 1, &listeners);
+    unreachable.peers[0] = listener("run").local_addr();
+    let timeouts = Timeouts { connect: short, form: PATIENCE, exchange: PATIENCE };
+    let error = form(&listeners[1], &unreachable, &timeouts, &abort_handle()).expect_err("nobody is there");
+    assert!(error.to_string().contains("refused"), "{error}");
+    // The other's process listens but has not come to this generation.
+    let timeouts = Timeouts { connect: short, form: short * 5, exchange: PATIENCE };
+    let error = form(&listeners[1], &membership(2, 1, &listeners), &timeouts, &abort_handle()).expect_err("not met");
+    let PlaneError::Timeout { waited_ms, .. } = &error else { panic!("{error}") };
+    assert!(*waited_ms >= 150 && error.to_string().contains("has not joined this generation"), "{error}");
 }
 
 #[test]

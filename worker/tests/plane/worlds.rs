@@ -16,7 +16,7 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub fn tcp(world: usize, timeout: Duration) -> Vec<Box<dyn DataPlane>> {
     let listeners: Vec<_> = (0..world).map(|_| listener("run")).collect();
-    let timeouts = Timeouts { form: PATIENCE, exchange: timeout };
+    let timeouts = Timeouts { connect: PATIENCE, form: PATIENCE, exchange: timeout };
     thread::scope(|scope| {
         let forming: Vec<_> = (0..)
             .zip(&listeners)
