@@ -138,23 +138,8 @@ fn tokenizer_files(tokenizer: Bytes) -> [(String, Bytes); 2] {
 
 #[cfg(test)]
 mod tests {
-    use polo_store::run::put_recipe;
-
     use super::*;
-    use crate::test_run::{corpus, param, put_checkpoint, recipe};
-
-    async fn finished_run(name: &str) -> StoredRun {
-        let recipe = recipe(name);
-        corpus(&recipe).await;
-        let store = Store::open(&recipe.run.store).expect("open");
-        put_recipe(&store, &recipe.to_toml(), |_| Err("not asked".into())).await.expect("put recipe");
-        let run = StoredRun::open(&recipe.run.store).await.expect("open run");
-        let planned = run.planned().await.expect("plan");
-        for step in [2, 4] {
-            put_checkpoint(&run, &planned, step).await;
-        }
-        run
-    }
+    use crate::test_run::{finished_run, param};
 
     fn args(run: &StoredRun, step: Option<u64>, to: &str) -> Args {
         let run = RunArgs { recipe: None, store: Some(run.store.url().to_owned()) };
@@ -175,7 +160,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_newest_good_checkpoint_or_the_one_asked_for_is_exported() {
-        let run = finished_run("export").await;
+        let (run, _) = finished_run("export").await;
         let last = Layout::qwen2(&run.recipe.model.qwen2).num_params - 1;
         let of_step = |step| (param(step, 0), param(step, last));
         assert_eq!(exported(args(&run, None, "memory://export-newest")).await, of_step(4));

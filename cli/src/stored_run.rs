@@ -30,10 +30,7 @@ impl StoredRun {
     /// The run at `store_url`. A store without a run is an error that says so.
     pub async fn open(store_url: &str) -> Result<Self, StoreError> {
         let store = Store::open(store_url)?;
-        let text = run::read_recipe(&store).await?;
-        let no_file = |path: &str| Err(format!("{path} is not part of the store"));
-        let recipe = Recipe::resolve(&text, std::iter::empty(), &[], no_file)
-            .map_err(|e| StoreError::damaged(store.url_of("recipe.toml"), e.to_string()))?;
+        let recipe = run::read_recipe(&store).await?;
         Ok(Self { store, recipe })
     }
 
@@ -41,9 +38,7 @@ impl StoredRun {
     pub async fn planned(&self) -> Result<Planned, String> {
         let corpus = Store::open(&self.recipe.corpus.url).map_err(|e| e.to_string())?;
         let manifest = CorpusManifest::load(&corpus).await.map_err(|e| e.to_string())?;
-        let tokens = |s: &polo_store::corpus::Source| SourceTokens { name: s.name.clone(), num_tokens: s.num_tokens };
-        let sources: Vec<_> = manifest.sources.iter().map(tokens).collect();
-        let plan = Plan::new(&self.recipe, &sources).map_err(|e| e.to_string())?;
+        let plan = manifest.plan(&self.recipe).map_err(|e| e.to_string())?;
         Ok(Planned { corpus: manifest.digest(), plan })
     }
 }

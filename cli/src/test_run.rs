@@ -2,14 +2,28 @@
 
 use polo_recipe::config::Recipe;
 use polo_recipe::layout::Layout;
+use polo_store::Store;
 use polo_store::checkpoint::{Manifest, put_chunk, put_manifest};
-use polo_store::corpus::{CorpusManifest, ShardEntry, Source};
-use polo_store::{Digest, Store};
+use polo_store::run::put_recipe;
+use polo_store::testing::put_corpus;
 
 use crate::stored_run::{Planned, StoredRun};
 
+/// A run of [`recipe`] with checkpoints of steps 2 and 4, and its plan.
+pub async fn finished_run(name: &str) -> (StoredRun, Planned) {
+    let recipe = recipe(name);
+    corpus(&recipe).await;
+    put_recipe(&Store::open(&recipe.run.store).expect("open"), &recipe).await.expect("put recipe");
+    let run = StoredRun::open(&recipe.run.store).await.expect("open run");
+    let planned = run.planned().await.expect("plan");
+    for step in [2, 4] {
+        put_checkpoint(&run, &planned, step).await;
+    }
+    (run, planned)
+}
+
 /// A recipe whose store and corpus are in memory under `name`: 6 steps of 2 samples of 8 tokens from two sources.
-pub fn recipe(name: &str) -> Recipe {
+fn recipe(name: &str) -> Recipe {
     let text = format!(
         "[run]\nname = \"{name}\"\nstore = \"memory://{name}-run\"\n\
          [model.qwen2]\nhidden_size = 8\nnum_hidden_layers = 1\nnum_attention_heads = 2\nnum_key_value_heads = 1\n\
@@ -19,36 +33,14 @@ pub fn recipe(name: &str) -> Recipe {
          [[stages]]\nname = \"main\"\nsteps = 6\nschedule = {{ kind = \"constant\", peak_learning_rate = 0.1 }}\n\
          sources = [{{ name = \"a\", weight_tokens = 1 }}, {{ name = \"b\", weight_tokens = 1 }}]\n"
     );
-    Recipe::resolve(&text, std::iter::empty(), &[], |path| Err(format!("{path} is not wanted"))).expect("a recipe")
+    Recipe::from_resolved(&text).expect("a recipe")
 }
 
-/// Writes the manifest of the recipe's corpus.
-pub async fn corpus(recipe: &Recipe) {
-    let shard = |name: &str| ShardEntry {
-        bin_key: format!("{name}.bin"),
-        idx_key: format!("{name}.idx"),
-        num_tokens: 1000,
-        num_documents: 3,
-        bin_digest: Digest::of(b"bin"),
-        idx_digest: Digest::of(b"idx"),
-    };
-    let source = |name: &str| Source {
-        name: name.into(),
-        language: None,
-        num_tokens: 1000,
-        num_documents: 3,
-        num_bytes_text: 4000,
-        shards: vec![shard(name)],
-    };
-    let manifest = CorpusManifest {
-        format_version: polo_store::corpus::FORMAT_VERSION,
-        tokenizer_digest: Digest::of(b"tokenizer"),
-        vocab_size: 20,
-        eos_id: 0,
-        sources: vec![source("a"), source("b")],
-    };
+/// Writes the recipe's corpus: 1000 tokens in each source.
+async fn corpus(recipe: &Recipe) {
     let store = Store::open(&recipe.corpus.url).expect("open");
-    store.put(polo_store::corpus::MANIFEST_KEY, manifest.to_json().into()).await.expect("put corpus");
+    let ids = vec![vec![(0..1000).map(|n| n % 20).collect()]];
+    put_corpus(&store, 20, &[("a", ids.clone()), ("b", ids)]).await;
 }
 
 /// Parameter `n` of the made-up state after `step`.
@@ -57,7 +49,7 @@ pub fn param(step: u64, n: usize) -> f32 {
 }
 
 /// Writes the checkpoint of a made-up state.
-pub async fn put_checkpoint(run: &StoredRun, planned: &Planned, step: u64) {
+async fn put_checkpoint(run: &StoredRun, planned: &Planned, step: u64) {
     let layout = Layout::qwen2(&run.recipe.model.qwen2);
     let mut digests = Vec::new();
     for chunk in &layout.chunks {

@@ -191,22 +191,12 @@ impl Report {
 
 #[cfg(test)]
 mod tests {
-    use polo_store::run::put_recipe;
-
     use super::*;
-    use crate::test_run::{corpus, put_checkpoint, recipe};
+    use crate::test_run::finished_run;
 
     #[tokio::test]
     async fn every_checkpoint_is_reported_with_tokens_planned_and_trained() {
-        let recipe = recipe("verify");
-        corpus(&recipe).await;
-        let store = Store::open(&recipe.run.store).expect("open");
-        put_recipe(&store, &recipe.to_toml(), |_| Err("not asked".into())).await.expect("put recipe");
-        let run = StoredRun::open(&recipe.run.store).await.expect("open run");
-        let planned = run.planned().await.expect("plan");
-        for step in [2, 4] {
-            put_checkpoint(&run, &planned, step).await;
-        }
+        let (StoredRun { store, recipe }, planned) = finished_run("verify").await;
         let identity = recipe.identity();
         let report = examine(&store, &identity, Some(&planned), Depth::Deep).await.expect("examine");
         report.verdict().expect("all good");

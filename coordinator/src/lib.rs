@@ -18,8 +18,7 @@ use polo_store::{StoreError, corpus::ManifestError};
 
 pub use self::{
     core::News,
-    journal::Journal,
-    serve::{Run, StopHandle, plan},
+    serve::{Run, StopHandle},
 };
 
 /// Why a run cannot be served.

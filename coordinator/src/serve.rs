@@ -7,7 +7,7 @@ use polo_recipe::{
     config::Recipe,
     ids::Step,
     layout::Layout,
-    plan::{Plan, PlanNote, SourceTokens},
+    plan::{Plan, PlanNote},
 };
 use polo_store::{Store, checkpoint, corpus::CorpusManifest, run};
 use tokio::{
@@ -57,10 +57,9 @@ impl Run {
         news: mpsc::UnboundedSender<News>,
     ) -> Result<Self, CoordinatorError> {
         let store = Store::open(&recipe.run.store)?;
-        let identity_of = |toml: &str| resolved(toml).map(|r| r.identity());
-        run::put_recipe(&store, &recipe.to_toml(), identity_of).await?;
+        run::put_recipe(&store, recipe).await?;
         let corpus = CorpusManifest::load(&Store::open(&recipe.corpus.url)?).await?;
-        let plan = plan(recipe, &corpus)?;
+        let plan = corpus.plan(recipe)?;
         let layout = Layout::qwen2(&recipe.model.qwen2);
         let journal = Journal::new(store.clone());
         let steps = checkpoint::list_steps(&store).await?.into_iter().map(Step).collect();
@@ -146,19 +145,6 @@ impl Run {
         }
         Ok(outcome)
     }
-}
-
-/// A recipe from its resolved text, which needs no other file and no environment.
-pub fn resolved(toml: &str) -> Result<Recipe, String> {
-    let no_files = |path: &str| Err(format!("{path} is not part of a resolved recipe"));
-    Recipe::resolve(toml, std::iter::empty(), &[], no_files).map_err(|e| e.to_string())
-}
-
-/// The plan of a recipe over a corpus.
-pub fn plan(recipe: &Recipe, corpus: &CorpusManifest) -> Result<Plan, CoordinatorError> {
-    let tokens = |s: &polo_store::corpus::Source| SourceTokens { name: s.name.clone(), num_tokens: s.num_tokens };
-    let sources: Vec<_> = corpus.sources.iter().map(tokens).collect();
-    Ok(Plan::new(recipe, &sources)?)
 }
 
 fn settings(

@@ -135,8 +135,9 @@ const KEYS: [&str; 11] = [
 
 fn refuse_other_computations(keys: &Map<String, Value>) -> Result<(), RecipeError> {
     let rope_type = keys.get("rope_parameters").and_then(|rope| rope.get("rope_type"));
+    let model_type = keys.get("model_type").unwrap_or(&Value::Null);
     for (key, found, right) in [
-        ("model_type", keys.get("model_type"), json!("qwen2")),
+        ("model_type", Some(model_type), json!("qwen2")),
         ("hidden_act", keys.get("hidden_act"), json!("silu")),
         ("use_sliding_window", keys.get("use_sliding_window"), json!(false)),
         ("rope_scaling", keys.get("rope_scaling"), Value::Null),
@@ -211,8 +212,11 @@ mod tests {
             let message = read(keys).expect_err(key).to_string();
             assert!(message.contains(mention), "{message}");
         }
-        let mut keys = published();
-        keys.remove("hidden_size");
-        assert!(read(keys).expect_err("absent").to_string().contains("missing field `hidden_size`"));
+        for (key, mention) in [("hidden_size", "missing field `hidden_size`"), ("model_type", "`model_type` is null")] {
+            let mut keys = published();
+            keys.remove(key);
+            let message = read(keys).expect_err("absent").to_string();
+            assert!(message.contains(mention), "{message}");
+        }
     }
 }

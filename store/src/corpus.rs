@@ -5,6 +5,9 @@
 
 use std::collections::BTreeSet;
 
+use polo_recipe::config::Recipe;
+use polo_recipe::error::RecipeError;
+use polo_recipe::plan::{Plan, SourceTokens};
 use serde::{Deserialize, Serialize};
 
 use crate::{Digest, Store, StoreError};
@@ -128,6 +131,12 @@ impl CorpusManifest {
     /// The source called `name`.
     pub fn source(&self, name: &str) -> Option<&Source> {
         self.sources.iter().find(|source| source.name == name)
+    }
+
+    /// What `recipe` trains on this corpus, and when.
+    pub fn plan(&self, recipe: &Recipe) -> Result<Plan, RecipeError> {
+        let tokens = |source: &Source| SourceTokens { name: source.name.clone(), num_tokens: source.num_tokens };
+        Plan::new(recipe, &self.sources.iter().map(tokens).collect::<Vec<_>>())
     }
 
     /// Checks that the fields agree with one another.

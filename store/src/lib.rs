@@ -20,4 +20,3 @@ pub mod testing;
 pub use digest::{Digest, ParseDigestError};
 pub use error::StoreError;
 pub use object::{Entry, Store};
-

@@ -68,7 +68,7 @@ mod tests {
         sources = [{ name = "en", weight_tokens = 1 }]
     "#;
 
-    const CONFIG_JSON: &str = r#"{"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    const CONFIG_JSON: &str = r#"{"model_type": "qwen2", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 300}"#;
 
     fn folder() -> tempfile::TempDir {

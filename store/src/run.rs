@@ -1,6 +1,7 @@
 //! What a run keeps beside its checkpoints: the resolved recipe it follows.
 
 use bytes::Bytes;
+use polo_recipe::config::Recipe;
 
 use crate::{Store, StoreError};
 
@@ -8,43 +9,66 @@ const RECIPE_KEY: &str = "recipe.toml";
 
 /// Stores the resolved recipe of the run in `store`, create-only.
 ///
-/// A recipe that is there already stays when it has the same `identity` (fields outside the identity may differ);
-/// another one is [`StoreError::OtherRecipe`]. `identity` reads a recipe's text and gives its identity, or says why it
-/// cannot.
-pub async fn put_recipe(
-    store: &Store,
-    toml: &str,
-    identity: impl Fn(&str) -> Result<String, String>,
-) -> Result<(), StoreError> {
-    let created = store.put_if_absent(RECIPE_KEY, Bytes::copy_from_slice(toml.as_bytes())).await?;
-    let stored = if created { toml.to_owned() } else { read_recipe(store).await? };
-    if stored == toml {
+/// A recipe that is there already stays when it has the same identity (fields outside the identity may differ);
+/// another one is [`StoreError::OtherRecipe`].
+pub async fn put_recipe(store: &Store, recipe: &Recipe) -> Result<(), StoreError> {
+    if store.put_if_absent(RECIPE_KEY, Bytes::from(recipe.to_toml())).await? {
         return Ok(());
     }
-    let url = store.url_of(RECIPE_KEY);
-    let read = |text: &str| identity(text).map_err(|reason| StoreError::damaged(&url, reason));
-    let (stored, ours) = (read(&stored)?, read(toml)?);
-    if stored == ours { Ok(()) } else { Err(StoreError::OtherRecipe { url, stored, ours }) }
+    let (stored, ours) = (read_recipe(store).await?.identity(), recipe.identity());
+    if stored == ours { Ok(()) } else { Err(StoreError::OtherRecipe { url: store.url_of(RECIPE_KEY), stored, ours }) }
 }
 
 /// The resolved recipe of the run in `store`.
-pub async fn read_recipe(store: &Store) -> Result<String, StoreError> {
+pub async fn read_recipe(store: &Store) -> Result<Recipe, StoreError> {
     let bytes = store.get(RECIPE_KEY).await?;
-    String::from_utf8(bytes.into()).map_err(|e| StoreError::damaged(store.url_of(RECIPE_KEY), e.to_string()))
+    let damaged = |reason: String| StoreError::damaged(store.url_of(RECIPE_KEY), reason);
+    let text = std::str::from_utf8(&bytes).map_err(|e| damaged(e.to_string()))?;
+    Recipe::from_resolved(text).map_err(|e| damaged(e.to_string()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const RECIPE: &str = r#"
+        run = { name = "small", store = "memory://run-recipe" }
+        corpus = { url = "memory://corpus" }
+        batch = { seq_len = 8, samples_per_step = 2, slots = 1 }
+        [model.qwen2]
+        hidden_size = 8
+        num_hidden_layers = 1
+        num_attention_heads = 2
+        num_key_value_heads = 1
+        intermediate_size = 12
+        vocab_size = 20
+        [[stages]]
+        name = "one"
+        steps = 5
+        schedule = { kind = "constant", peak_learning_rate = 1e-3 }
+        sources = [{ name = "en", weight_tokens = 1 }]
+    "#;
+
     #[tokio::test]
     async fn a_run_keeps_the_recipe_it_began_with() {
         let store = Store::open("memory://run-recipe").expect("open");
-        let first_line = |text: &str| text.lines().next().map(str::to_owned).ok_or("it is empty".to_owned());
-        put_recipe(&store, "one\nthreads = 1", first_line).await.expect("create");
-        put_recipe(&store, "one\nthreads = 2", first_line).await.expect("same identity");
-        assert_eq!(read_recipe(&store).await.expect("read"), "one\nthreads = 1");
-        let error = put_recipe(&store, "two", first_line).await.expect_err("another identity").to_string();
-        assert!(error.contains("one") && error.contains("two") && error.contains("recipe.toml"), "{error}");
+        let first = Recipe::from_resolved(RECIPE).expect("a recipe");
+        put_recipe(&store, &first).await.expect("create");
+        let mut renamed = first.clone();
+        renamed.run.name = "other".into();
+        put_recipe(&store, &renamed).await.expect("same identity");
+        assert_eq!(read_recipe(&store).await.expect("read"), first);
+
+        let mut other = first.clone();
+        other.run.seed += 1;
+        let error = put_recipe(&store, &other).await.expect_err("another identity").to_string();
+        assert!(
+            [first.identity(), other.identity(), "recipe.toml".into()].iter().all(|m| error.contains(m)),
+            "{error}"
+        );
+
+        store.put(RECIPE_KEY, Bytes::from_static(b"[run")).await.expect("spoil");
+        let error = put_recipe(&store, &first).await.expect_err("no recipe").to_string();
+        assert!(error.contains("memory://run-recipe/recipe.toml"), "{error}");
     }
 }

@@ -4,12 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Du
 
 use clap::Parser;
 use polo_proto::v1;
-use polo_recipe::{
-    config::Recipe,
-    error::RecipeError,
-    layout::Layout,
-    plan::{Plan, SourceTokens},
-};
+use polo_recipe::{config::Recipe, error::RecipeError, layout::Layout};
 use polo_store::{Store, StoreError, recipe_file};
 use polo_worker::{
     agent::Agent,
@@ -162,10 +157,7 @@ fn hello(args: &Args, recipe: &Recipe, corpus: &Corpus, listener: &Listener) -> 
 }
 
 fn setting(recipe: &Recipe, corpus: Arc<Corpus>, desk: Arc<Desk>) -> Result<Setting, WorkerError> {
-    let sources = corpus.manifest().sources.iter();
-    let sources: Vec<_> =
-        sources.map(|s| SourceTokens { name: s.name.clone(), num_tokens: s.num_tokens }).collect();
-    let plan = Plan::new(recipe, &sources)?;
+    let plan = corpus.manifest().plan(recipe)?;
     let source_numbers = plan.sources().iter().map(|name| corpus.source_number(name)).collect::<Result<_, _>>()?;
     let [beta1, beta2] = recipe.optimizer.betas;
     let (eps, weight_decay) = (recipe.optimizer.eps, recipe.optimizer.weight_decay);

@@ -11,11 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use polo_store::{
-    Digest, Store,
-    corpus::{CorpusManifest, FORMAT_VERSION, MANIFEST_KEY, ShardEntry, Source},
-    indexed::ShardWriter,
-};
+use polo_store::{Digest, Store, corpus::MANIFEST_KEY, testing::put_corpus};
 use polo_worker::{
     corpus::{Corpus, CorpusError, Window},
     loader::Loader,
@@ -38,7 +34,7 @@ impl Made {
             folder: tempfile::tempdir().expect("tempdir"),
             runtime: tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("runtime"),
         };
-        made.runtime.block_on(made.write(shards));
+        made.runtime.block_on(put_corpus(&made.store(), VOCAB_SIZE as u64, &[("ne", shards.to_vec())]));
         made
     }
 
@@ -48,44 +44,6 @@ impl Made {
 
     fn cache(&self) -> std::path::PathBuf {
         self.folder.path().join("cache")
-    }
-
-    async fn write(&self, shards: &[Vec<Vec<i32>>]) {
-        let store = self.store();
-        let mut entries = vec![];
-        for (number, documents) in shards.iter().enumerate() {
-            let mut writer = ShardWriter::new(vec![]);
-            documents.iter().for_each(|document| writer.push_document(document).expect("written"));
-            let (bin, index) = writer.finish();
-            let idx = index.to_bytes();
-            let entry = ShardEntry {
-                bin_key: format!("ne/{number}.bin"),
-                idx_key: format!("ne/{number}.idx"),
-                num_tokens: index.num_tokens(),
-                num_documents: index.num_documents(),
-                bin_digest: Digest::of(&bin),
-                idx_digest: Digest::of(&idx),
-            };
-            store.put(&entry.bin_key, bin.into()).await.expect("stored");
-            store.put(&entry.idx_key, idx.into()).await.expect("stored");
-            entries.push(entry);
-        }
-        let source = Source {
-            name: "ne".into(),
-            language: Some("ne".into()),
-            num_tokens: entries.iter().map(|entry| entry.num_tokens).sum(),
-            num_documents: entries.iter().map(|entry| entry.num_documents).sum(),
-            num_bytes_text: 1,
-            shards: entries,
-        };
-        let manifest = CorpusManifest {
-            format_version: FORMAT_VERSION,
-            tokenizer_digest: Digest::of(b"tokenizer"),
-            vocab_size: VOCAB_SIZE as u64,
-            eos_id: 0,
-            sources: vec![source],
-        };
-        store.put(MANIFEST_KEY, manifest.to_json().into()).await.expect("stored");
     }
 
     fn open(&self) -> Result<Corpus, CorpusError> {

@@ -43,7 +43,13 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// The recipe as TOML that resolves to the same recipe.
+    /// Reads what [`Recipe::to_toml`] wrote, which needs no environment and no other file.
+    pub fn from_resolved(toml_text: &str) -> Result<Self, RecipeError> {
+        let no_file = |path: &str| Err(format!("{path} is not part of a resolved recipe"));
+        Self::resolve(toml_text, std::iter::empty(), &[], no_file)
+    }
+
+    /// The recipe as TOML, for [`Recipe::from_resolved`].
     pub fn to_toml(&self) -> String {
         // Every field is a table, number or string under a string key, which TOML can always say.
         toml::to_string(self).unwrap_or_else(|error| unreachable!("{error}"))

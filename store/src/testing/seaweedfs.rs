@@ -1,4 +1,4 @@
-//! A real S3 server for tests and demonstrations: SeaweedFS on free ports, gone when dropped.
+//! A real S3 server: SeaweedFS on free ports, gone when dropped.
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
