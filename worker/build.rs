@@ -6,14 +6,13 @@ use std::path::{Path, PathBuf};
 const SOURCES: [&str; 3] = ["csrc/attention.cpp", "csrc/kernels.cpp", "csrc/optimizer.cpp"];
 
 fn main() {
-    for file in SOURCES.iter().chain(&["csrc/lanes.h"]) {
-        println!("cargo:rerun-if-changed={file}");
-    }
+    println!("cargo:rerun-if-changed=csrc");
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     let libtorch = libtorch();
     compile(&libtorch.join("include"));
     let lib = libtorch.join("lib");
     println!("cargo:rustc-link-search=native={}", lib.display());
+    println!("cargo:rustc-link-lib=dylib:+verbatim=libgomp.so.1"); // the one that libtorch brings
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
 }
 
@@ -31,7 +30,7 @@ fn libtorch() -> PathBuf {
 fn compile(include: &Path) {
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17").opt_level(3).warnings(false).files(SOURCES);
-    build.flag("-isystem").flag(include).flag("-Wno-psabi");
+    build.flag("-isystem").flag(include).flag("-Wno-psabi").flag("-fopenmp");
     // The kernels choose their instruction set when they run (lanes.h); where that is AVX-512, all of its width is used.
     if env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64") {
         build.flag("-mprefer-vector-width=512");

@@ -4,13 +4,14 @@
 // rows at a time meet all keys up to the last of them: their scores fit the cache, the upper triangle is skipped, and
 // nothing is copied, transposed or repeated for the group. Units of one sample and one key head write apart from each
 // other, so they may run in any thread; within a unit the order is fixed.
-#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <utility>
 
 #include "lanes.h"
+#include "parallel.h"
 
 // The BLAS that libtorch carries and exports.
 extern "C" void sgemm_(const char* transa, const char* transb, const int* m, const int* n, const int* k,
@@ -41,6 +42,9 @@ struct Shape {
   int64_t row() const { return (heads + 2 * kv_heads) * dim; }
   int64_t out_row() const { return heads * dim; }
   int64_t group() const { return heads / kv_heads; }
+  int64_t keys_at(int64_t head) const { return (heads + head / group()) * dim; }
+  int64_t values_at(int64_t head) const { return keys_at(head) + kv_heads * dim; }
+  float scale() const { return 1.0f / std::sqrt(static_cast<float>(dim)); }
 };
 
 // Scores of one block of queries, on a cache line's boundary like every tensor.
@@ -60,11 +64,11 @@ POLO_KERNEL void exponentiate(float* scores, int64_t rows, int64_t columns, int6
   for (int64_t row = 0; row < rows; row++, scores += columns) {
     const int64_t seen = first + row + 1;
     Lanes greatest = Lanes{} - INFINITY, sum = {};
-    for_lanes(seen, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+    for_lanes(seen, LANEWISE(i, n) {
       greatest = maximum(get(scores + i, n, -INFINITY), greatest);
     });
     const float top = fold_maximum(greatest);
-    for_lanes(seen, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+    for_lanes(seen, LANEWISE(i, n) {
       Lanes e = keep(exponential(get(scores + i, n) - top), n);
       sum += e;
       put(scores + i, e, n);
@@ -78,7 +82,7 @@ POLO_KERNEL void exponentiate(float* scores, int64_t rows, int64_t columns, int6
 
 POLO_KERNEL void scale_rows(float* out, int64_t stride, int64_t rows, int64_t dim, const float* factors) {
   for (int64_t row = 0; row < rows; row++, out += stride) {
-    for_lanes(dim, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+    for_lanes(dim, LANEWISE(i, n) {
       put(out + i, get(out + i, n) * factors[row], n);
     });
   }
@@ -91,17 +95,52 @@ POLO_KERNEL void softmax_backward(float* scores, float* grads, int64_t rows, int
   for (int64_t row = 0; row < rows; row++, scores += columns, grads += columns, out += stride, out_grad += stride) {
     const int64_t seen = first + row + 1;
     Lanes products = {};
-    for_lanes(dim, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+    for_lanes(dim, LANEWISE(i, n) {
       products += get(out + i, n) * get(out_grad + i, n);
     });
     const float mean = fold_sum(products), shift = log_sum_exp[row];
-    for_lanes(seen, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+    for_lanes(seen, LANEWISE(i, n) {
       Lanes p = exponential(get(scores + i, n) - shift);
       put(scores + i, p, n);
       put(grads + i, p * (get(grads + i, n) - mean), n);
     });
     std::fill(scores + seen, scores + columns, 0.0f);
     std::fill(grads + seen, grads + columns, 0.0f);
+  }
+}
+
+void forward_head(const float* queries, const float* keys, const float* values, const Shape& shape, float* scores,
+                  float* out, float* log_sum_exp) {
+  float inverse_sums[QUERIES];
+  for (int64_t first = 0; first < shape.sequence; first += QUERIES) {
+    const int64_t rows = std::min(QUERIES, shape.sequence - first), seen = first + rows, dim = shape.dim;
+    const Matrix block{queries + first * shape.row(), shape.row()};
+    float* to = out + first * shape.out_row();
+    multiply(scores, seen, rows, seen, dim, shape.scale(), block, {keys, shape.row(), true}, 0);
+    exponentiate(scores, rows, seen, first, inverse_sums, log_sum_exp + first);
+    multiply(to, shape.out_row(), rows, dim, seen, 1, {scores, seen}, {values, shape.row()}, 0);
+    scale_rows(to, shape.out_row(), rows, dim, inverse_sums);
+  }
+}
+
+// One query head's pointers, into the forward's results or into gradients.
+struct Head {
+  const float *queries, *keys, *values, *out, *out_grad, *log_sum_exp;
+  float *queries_grad, *keys_grad, *values_grad;
+};
+
+void backward_head(const Head& head, const Shape& shape, float* scores, float* grads) {
+  for (int64_t first = 0; first < shape.sequence; first += QUERIES) {
+    const int64_t rows = std::min(QUERIES, shape.sequence - first), seen = first + rows, dim = shape.dim;
+    const int64_t row = shape.row(), out_row = shape.out_row();
+    const Matrix queries{head.queries + first * row, row}, out_grad{head.out_grad + first * out_row, out_row};
+    multiply(scores, seen, rows, seen, dim, shape.scale(), queries, {head.keys, row, true}, 0);
+    multiply(grads, seen, rows, seen, dim, 1, out_grad, {head.values, row, true}, 0);
+    softmax_backward(scores, grads, rows, seen, first, head.log_sum_exp + first, head.out + first * out_row,
+                     out_grad.data, out_row, dim);
+    multiply(head.values_grad, row, seen, dim, rows, 1, {scores, seen, true}, out_grad, 1);
+    multiply(head.queries_grad + first * row, row, rows, dim, seen, shape.scale(), {grads, seen}, {head.keys, row}, 0);
+    multiply(head.keys_grad, row, seen, dim, rows, shape.scale(), {grads, seen, true}, queries, 1);
   }
 }
 
@@ -113,53 +152,32 @@ extern "C" {
 void polo_attention(const float* qkv, int64_t batch, int64_t sequence, int64_t heads, int64_t kv_heads, int64_t dim,
                     float* out, float* log_sum_exp) {
   const Shape shape{sequence, heads, kv_heads, dim};
-  const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
-  Scratch scores(sequence);
-  float inverse_sums[QUERIES];
-  for (int64_t unit = 0; unit < batch * heads; unit++) {
+  const auto scratch = [&] { return Scratch(sequence); };
+  in_parallel(batch * heads, scratch, [&](int64_t unit, const Scratch& scores) {
     const int64_t sample = unit / heads, head = unit % heads;
-    const float* tokens = qkv + sample * sequence * shape.row();
-    const float* keys = tokens + (heads + head / shape.group()) * dim;
-    const float* values = keys + kv_heads * dim;
-    for (int64_t first = 0; first < sequence; first += QUERIES) {
-      const int64_t rows = std::min(QUERIES, sequence - first), seen = first + rows;
-      const float* queries = tokens + first * shape.row() + head * dim;
-      float* to = out + (sample * sequence + first) * shape.out_row() + head * dim;
-      multiply(scores.get(), seen, rows, seen, dim, scale, {queries, shape.row()}, {keys, shape.row(), true}, 0);
-      exponentiate(scores.get(), rows, seen, first, inverse_sums, log_sum_exp + unit * sequence + first);
-      multiply(to, shape.out_row(), rows, dim, seen, 1, {scores.get(), seen}, {values, shape.row()}, 0);
-      scale_rows(to, shape.out_row(), rows, dim, inverse_sums);
-    }
-  }
+    const float* row = qkv + sample * sequence * shape.row();
+    float* to = out + sample * sequence * shape.out_row() + head * dim;
+    forward_head(row + head * dim, row + shape.keys_at(head), row + shape.values_at(head), shape, scores.get(), to,
+                 log_sum_exp + unit * sequence);
+  });
 }
 
-// qkv_grad must come as zeros; out and log_sum_exp are the forward's.
+// Fills qkv_grad, whose keys and values must come as zeros; out and log_sum_exp are the forward's.
 void polo_attention_backward(const float* qkv, const float* out, const float* log_sum_exp, const float* out_grad,
                              int64_t batch, int64_t sequence, int64_t heads, int64_t kv_heads, int64_t dim,
                              float* qkv_grad) {
   const Shape shape{sequence, heads, kv_heads, dim};
-  const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
-  Scratch scores(sequence), grads(sequence);
-  for (int64_t unit = 0; unit < batch * heads; unit++) {
-    const int64_t sample = unit / heads, head = unit % heads;
-    const int64_t keys_at = sample * sequence * shape.row() + (heads + head / shape.group()) * dim;
-    const float *keys = qkv + keys_at, *values = keys + kv_heads * dim;
-    float *keys_grad = qkv_grad + keys_at, *values_grad = keys_grad + kv_heads * dim;
-    for (int64_t first = 0; first < sequence; first += QUERIES) {
-      const int64_t rows = std::min(QUERIES, sequence - first), seen = first + rows;
-      const int64_t queries_at = (sample * sequence + first) * shape.row() + head * dim;
-      const int64_t out_at = (sample * sequence + first) * shape.out_row() + head * dim;
-      const Matrix queries{qkv + queries_at, shape.row()}, rows_grad{out_grad + out_at, shape.out_row()};
-      const Matrix p{scores.get(), seen}, d{grads.get(), seen};
-      multiply(scores.get(), seen, rows, seen, dim, scale, queries, {keys, shape.row(), true}, 0);
-      multiply(grads.get(), seen, rows, seen, dim, 1, rows_grad, {values, shape.row(), true}, 0);
-      softmax_backward(scores.get(), grads.get(), rows, seen, first, log_sum_exp + unit * sequence + first,
-                       out + out_at, out_grad + out_at, shape.out_row(), dim);
-      multiply(values_grad, shape.row(), seen, dim, rows, 1, {p.data, seen, true}, rows_grad, 1);
-      multiply(qkv_grad + queries_at, shape.row(), rows, dim, seen, scale, d, {keys, shape.row()}, 0);
-      multiply(keys_grad, shape.row(), seen, dim, rows, scale, {d.data, seen, true}, queries, 1);
+  const auto scratch = [&] { return std::make_pair(Scratch(sequence), Scratch(sequence)); };
+  in_parallel(batch * kv_heads, scratch, [&](int64_t unit, const std::pair<Scratch, Scratch>& scores_and_grads) {
+    const int64_t sample = unit / kv_heads, first_head = unit % kv_heads * shape.group();
+    for (int64_t head = first_head; head < first_head + shape.group(); head++) {
+      const int64_t row = sample * sequence * shape.row(), out_at = sample * sequence * shape.out_row() + head * dim;
+      const int64_t q = row + head * dim, k = row + shape.keys_at(head), v = row + shape.values_at(head);
+      backward_head({qkv + q, qkv + k, qkv + v, out + out_at, out_grad + out_at,
+                     log_sum_exp + (sample * heads + head) * sequence, qkv_grad + q, qkv_grad + k, qkv_grad + v},
+                    shape, scores_and_grads.first.get(), scores_and_grads.second.get());
     }
-  }
+  });
 }
 
 }  // extern "C"

@@ -51,7 +51,9 @@ POLO_INLINE void put(float* to, Lanes lanes, int64_t count) {
   else store_part(to, lanes, count);
 }
 
-// Calls body(offset, count) for each run of lanes in a row; count < WIDTH only in the last.
+// Calls body(offset, count) for each run of lanes in a row; count < WIDTH only in the last. Bodies are LANEWISE lambdas,
+// inlined so that they are compiled for the instruction set of the kernel they stand in.
+#define LANEWISE(i, n) [&](int64_t i, int64_t n) __attribute__((always_inline))
 template <typename Body>
 POLO_INLINE void for_lanes(int64_t width, Body body) {
   int64_t i = 0;

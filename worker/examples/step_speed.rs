@@ -4,7 +4,8 @@
 //! step_speed [--hidden 256] [--layers 4] [--heads 4] [--kv-heads 2] [--intermediate 688] [--vocab 4096] [--seq 512]
 //!            [--micro 4] [--threads 1] [--steps 10] [--warm-up 2] [--recompute 0]
 //! ```
-//! Prints one JSON line: median, least and greatest step seconds, tokens per second, peak resident bytes.
+//! Prints one JSON line: median, least and greatest step seconds, tokens per second, peak resident bytes, and a digest
+//! of the parameters after the last step.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -61,16 +62,17 @@ struct Training {
 impl Training {
     fn new(config: &Qwen2Config, recompute: bool) -> Result<Self> {
         let model = Model::new(config, ModelOptions { recompute })?;
-        let zeros = || Tensor::zeros([model.layout().num_params as i64], (Kind::Float, Device::Cpu));
-        let (params, grads, exp_avg, exp_avg_sq) = (zeros(), zeros(), zeros(), zeros());
-        initialize(floats_mut(&params), model.layout(), config.initializer_range, 0);
+        let mut fresh = vec![0.0; model.layout().num_params];
+        initialize(&mut fresh, model.layout(), config.initializer_range, 0);
+        let params = Tensor::from_slice(&fresh);
+        let (grads, exp_avg, exp_avg_sq) = (params.zeros_like(), params.zeros_like(), params.zeros_like());
         Ok(Self { model, params, grads, exp_avg, exp_avg_sq })
     }
 
     fn step(&mut self, tokens: &Tensor, update_number: u64) -> Result<f64> {
         let num_tokens = (tokens.numel() as i64 - tokens.size()[0]) as f64;
         let losses = self.model.loss_and_grad(&self.params, &self.grads, tokens, 1.0 / num_tokens, &|| false)?;
-        let (layout, grads) = (self.model.layout(), floats_mut(&self.grads));
+        let (layout, grads) = (self.model.layout(), floats(&self.grads));
         let square: f64 = layout.chunks.iter().map(|chunk| chunk_square_norm(&grads[chunk.range.clone()])).sum();
         let adamw = AdamW { learning_rate: 1e-5, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
         let state = FlatState {
@@ -87,9 +89,18 @@ impl Training {
 }
 
 /// The memory of a flat CPU vector.
-fn floats_mut(flat: &Tensor) -> &mut [f32] {
-    // SAFETY: a live contiguous fp32 tensor on the CPU, and nothing else touches it while the slice is in use.
-    unsafe { std::slice::from_raw_parts_mut(flat.data_ptr().cast(), flat.numel()) }
+fn floats(flat: &Tensor) -> &[f32] {
+    // SAFETY: a live contiguous fp32 tensor on the CPU, and nothing writes to it while the slice is in use.
+    unsafe { std::slice::from_raw_parts(flat.data_ptr().cast(), flat.numel()) }
+}
+
+/// The first digits of a digest of the parameters: two runs with equal arguments must print the same.
+fn digest(params: &Tensor) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for value in floats(params) {
+        hasher.update(&value.to_le_bytes());
+    }
+    hasher.finalize().to_hex()[..16].to_owned()
 }
 
 fn peak_bytes() -> Result<u64> {
@@ -115,10 +126,10 @@ fn main() -> Result {
     let mut times = times.split_off(arguments.get("warm-up", 2));
     times.sort_by(f64::total_cmp);
     let (least, median, greatest) = (times[0], times[times.len() / 2], times[times.len() - 1]);
-    println!(
-        r#"{{"step_s": {median:.4}, "step_min_s": {least:.4}, "step_max_s": {greatest:.4}, "tokens_per_s": {:.1}, "peak_bytes": {}}}"#,
-        (micro * seq) as f64 / median,
-        peak_bytes()?
-    );
+    let report = serde_json::json!({
+        "step_s": median, "step_min_s": least, "step_max_s": greatest, "tokens_per_s": (micro * seq) as f64 / median,
+        "peak_bytes": peak_bytes()?, "params_digest": digest(&training.params),
+    });
+    println!("{report}");
     Ok(())
 }

@@ -130,6 +130,23 @@ fn a_second_run_among_other_allocations_gives_the_same_bits() {
 }
 
 #[test]
+fn flat_vectors_at_another_alignment_give_the_same_bits() {
+    for name in CASES {
+        let case = Case::load(name);
+        let model = case.model(false);
+        let (losses, grads) = case.losses_and_grads(false);
+        let params = case.params(&model);
+        let shifted = |t: &Tensor| Tensor::cat(&[Tensor::zeros([1], (Kind::Float, tch::Device::Cpu)), t.copy()], 0);
+        let (wide_params, wide_grads) = (shifted(&params), shifted(&params.zeros_like()));
+        let (params, moved) = (wide_params.narrow(0, 1, params.size()[0]), wide_grads.narrow(0, 1, params.size()[0]));
+        let again =
+            model.loss_and_grad(&params, &moved, case.get("tokens"), case.scale(), &|| false).expect("gradients");
+        assert_eq!(losses, again, "{name}");
+        assert_eq!(bits(&grads), bits(&moved.copy()), "{name}");
+    }
+}
+
+#[test]
 fn gradients_are_added_to_what_is_there() {
     let case = Case::load("untied_kv2_eps5");
     let model = case.model(false);

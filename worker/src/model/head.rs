@@ -8,8 +8,8 @@ use super::kernels::{self, Normed};
 use super::layer::{add_product, product_into};
 use super::views::OuterViews;
 
-/// Logits in a piece: 128 MiB of fp32. A constant, because rows are summed into gradients piece by piece.
-const PIECE_LOGITS: i64 = 1 << 25;
+/// Logits in a piece: 256 MiB of fp32. A constant, because rows are summed into gradients piece by piece.
+const PIECE_LOGITS: i64 = 1 << 26;
 /// Most rows in a piece; few enough for a small vocabulary's logits to stay in cache.
 const PIECE_MAX_ROWS: i64 = 512;
 

@@ -26,7 +26,7 @@ unsafe extern "C" {
         stride: i64,
         sequence: i64,
         heads: i64,
-        head_dim: i64,
+        half: i64,
         cosine: *const f32,
         sine: *const f32,
         direction: f32,
@@ -136,7 +136,7 @@ pub fn rotate(rows_of_heads: &Tensor, heads: i64, cosine: &Tensor, sine: &Tensor
         return Err(ModelError::Tensor { name: "rows_of_heads", wanted, found: format!("{stride} a row") });
     }
     // SAFETY: three live buffers of the sizes checked above, and the heads lie within a row.
-    unsafe { polo_rotate(data, rows, stride, sequence, heads, half * 2, cosine, sine, direction) };
+    unsafe { polo_rotate(data, rows, stride, sequence, heads, half, cosine, sine, direction) };
     Ok(())
 }
 
