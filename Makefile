@@ -17,7 +17,8 @@ lint: setup
 
 bench: setup
 	scripts/setup python
-	cargo build --release
+	cargo build --release --workspace
+	cargo build --release -p polo-store --features testing --example random_corpus
 	bench/run
 
 build: setup
