@@ -12,7 +12,7 @@ use tokio::{
     sync::mpsc,
 };
 
-use crate::{error::CliError, progress::Progress};
+use crate::{error::CliError, progress::Progress, talk::say};
 
 /// What every way to start a coordinator needs.
 #[derive(Debug, Clone, Args)]
@@ -63,11 +63,11 @@ pub async fn open(args: &ServeArgs, expected_workers: usize) -> Result<Opened, C
     let (sender, news) = mpsc::unbounded_channel();
     let run = Run::open(&recipe, expected_workers, sender).await?;
     for note in run.notes() {
-        eprintln!("note: {note}");
+        say(format_args!("note: {note}"));
     }
     let (num_steps, step) = run.num_steps();
-    eprintln!("run {} (recipe {}): step {step} of {num_steps}", recipe.run.name, &recipe.identity()[..12]);
-    eprintln!("coordinator listens on {address}");
+    say(format_args!("run {} (recipe {}): step {step} of {num_steps}", recipe.run.name, &recipe.identity()[..12]));
+    say(format_args!("coordinator listens on {address}"));
     Ok(Opened { recipe, run, listener, address, news })
 }
 
@@ -142,7 +142,7 @@ impl Signals {
         if self.num_seen > 1 {
             return Err(CliError::Interrupted);
         }
-        eprintln!("stopping after the step in progress; interrupt again to end at once");
+        say("stopping after the step in progress; interrupt again to end at once");
         stop.stop().await;
         Ok(())
     }

@@ -12,6 +12,7 @@ mod recipe;
 mod run;
 mod status;
 mod stored_run;
+mod talk;
 #[cfg(test)]
 mod test_run;
 mod verify;

@@ -6,6 +6,8 @@ use polo_coordinator::{News, machine::Notice};
 use polo_proto::v1::StepSummary;
 use tokio::sync::mpsc;
 
+use crate::talk::say;
+
 /// Steps at either end of the run over which the table's losses are averaged.
 const TABLE_STEPS: usize = 10;
 
@@ -38,7 +40,7 @@ impl Progress {
             match news {
                 News::Notice(notice) => {
                     self.num_incidents += usize::from(matches!(notice, Notice::Interrupted(..)));
-                    eprintln!("{notice}");
+                    say(notice);
                 }
                 News::Step(step) => self.take_step(step),
             }
@@ -54,7 +56,7 @@ impl Progress {
             history.steps.push((source.loss * source.num_tokens as f64, source.num_tokens));
         }
         if step.step.is_multiple_of(self.log_every) {
-            eprintln!("{}", line(&step));
+            say(line(&step));
         }
     }
 
@@ -73,12 +75,12 @@ impl Progress {
         if self.sources.is_empty() {
             return;
         }
-        eprintln!("{:<16} {:>12} {:>10} {:>10}", "source", "tokens", "loss first", "loss last");
+        say(format_args!("{:<16} {:>12} {:>10} {:>10}", "source", "tokens", "loss first", "loss last"));
         for (name, history) in &self.sources {
             let n = TABLE_STEPS.min(history.steps.len().div_ceil(2));
             let first = mean(&history.steps[..n]);
             let last = mean(&history.steps[history.steps.len() - n..]);
-            eprintln!("{name:<16} {:>12} {first:>10.3} {last:>10.3}", history.num_tokens);
+            say(format_args!("{name:<16} {:>12} {first:>10.3} {last:>10.3}", history.num_tokens));
         }
     }
 }

@@ -2,20 +2,26 @@
 
 use std::{
     net::SocketAddr,
+    os::unix::process::ExitStatusExt,
     path::PathBuf,
     process::{ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
 use futures::{StreamExt, stream::FuturesUnordered};
-use tokio::process::{Child, Command};
+use tokio::{
+    process::{Child, Command},
+    signal::unix::SignalKind,
+};
 
-use crate::error::CliError;
+use crate::{error::CliError, talk::say};
 
 /// A worker that lives for less than this did not get as far as training.
 const SHORT_LIFE: Duration = Duration::from_secs(5);
 /// After so many short lives in a row, nothing is gained by another.
 const MOST_SHORT_LIVES: u32 = 3;
+/// The signal that no process can catch.
+const SIGKILL: i32 = 9;
 /// How long workers may take to leave after the run has ended.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -52,7 +58,7 @@ impl WorkerProcesses {
         command.process_group(0);
         let spawned = command.spawn();
         let mut child = spawned.map_err(|source| CliError::Spawn { program: self.program.clone(), source })?;
-        eprintln!("worker {id} started (pid {})", child.id().unwrap_or_default());
+        say(format_args!("worker {id} started (pid {})", child.id().unwrap_or_default()));
         self.started.insert(id.clone(), Instant::now());
         self.lives.push(tokio::spawn(async move { (id, live(&mut child).await) }));
         Ok(())
@@ -61,10 +67,14 @@ impl WorkerProcesses {
     /// Waits for the next worker to exit, and does what is to be done about it. An error if nobody is left.
     pub async fn attend(&mut self) -> Result<(), CliError> {
         let Some(Ok((id, status))) = self.lives.next().await else { return Err(CliError::NoWorkersLeft) };
-        let status = status.map_or("unknown".to_string(), |status| status.to_string());
-        eprintln!("worker {id} exited: {status}");
+        let words = status.map_or("unknown".to_string(), |status| status.to_string());
+        say(format_args!("worker {id} exited: {words}"));
         let lived = self.started.get(&id).map(Instant::elapsed).unwrap_or_default();
-        self.num_short_lives = if lived < SHORT_LIFE { self.num_short_lives + 1 } else { 0 };
+        self.num_short_lives = match lived < SHORT_LIFE {
+            true if was_killed(status) => self.num_short_lives,
+            true => self.num_short_lives + 1,
+            false => 0,
+        };
         if self.respawn && self.num_short_lives < MOST_SHORT_LIVES {
             return self.spawn(id);
         }
@@ -75,7 +85,7 @@ impl WorkerProcesses {
     pub async fn wait_for_all(mut self) {
         let all = async { while self.lives.next().await.is_some() {} };
         if tokio::time::timeout(FAREWELL, all).await.is_err() {
-            eprintln!("some workers did not leave within {} s and are killed", FAREWELL.as_secs());
+            say(format_args!("some workers did not leave within {} s and are killed", FAREWELL.as_secs()));
         }
     }
 }
@@ -86,6 +96,12 @@ impl Drop for WorkerProcesses {
             life.abort();
         }
     }
+}
+
+/// Whether somebody killed it, which says nothing about how another would fare.
+fn was_killed(status: Option<ExitStatus>) -> bool {
+    let signal = status.and_then(|status| status.signal());
+    [SignalKind::terminate().as_raw_value(), SIGKILL].contains(&signal.unwrap_or_default())
 }
 
 /// Waits for the process to exit; its standard input stays open as long as this lives.

@@ -100,7 +100,9 @@ impl Desk {
 
     /// Notes what the trainer is doing.
     pub fn set_doing(&self, doing: Doing) {
-        tracing::trace!(generation = doing.generation.0, step = doing.step.0, phase = doing.phase, "phase");
+        // The workers of a machine may write to one terminal, so the line says whose it is.
+        let pid = std::process::id();
+        tracing::trace!(pid, generation = doing.generation.0, step = doing.step.0, phase = doing.phase, "phase");
         self.lock().doing = doing;
     }
 
