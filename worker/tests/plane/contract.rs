@@ -96,7 +96,7 @@ pub fn records_are_gathered_in_rank_order(planes: Factory) {
     for world in 1..=5 {
         let gathered = on_all(planes(world, PATIENCE), |mut plane| {
             let record = [plane.rank().0 as u8, 77];
-            assert_eq!(all_gather(&mut *plane, &[]).expect("a gather"), []);
+            assert!(all_gather(&mut *plane, &[]).expect("a gather").is_empty());
             all_gather(&mut *plane, &record).expect("a gather")
         });
         let expected: Vec<_> = (0..world as u8).flat_map(|rank| [rank, 77]).collect();
