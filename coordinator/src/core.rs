@@ -1,6 +1,9 @@
 //! The thin shell around the machine: it feeds events in one at a time and carries out what comes back.
 
-use std::{collections::HashMap, time::Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use polo_proto::v1;
 use polo_recipe::{ids::Step, layout::Layout, plan::Plan};
@@ -15,6 +18,9 @@ use crate::{
     status::{Progress, status},
     wire,
 };
+
+/// How much older than the newest chunk one without a manifest must be to count as left behind by a dead worker.
+const UPLOAD_GRACE: Duration = Duration::from_secs(3600);
 
 /// What reaches the core.
 pub(crate) enum Inbound {
@@ -46,6 +52,8 @@ pub(crate) struct Facts {
     pub plan: Plan,
     pub store: Store,
     pub keep: std::num::NonZeroUsize,
+    /// Held while a manifest is written and old checkpoints are removed: one removal must not meet another.
+    pub storing: tokio::sync::Mutex<()>,
     pub heartbeat_interval_ms: u64,
     /// From which the secrets of generations are derived.
     pub secret: [u8; 32],
@@ -66,7 +74,7 @@ pub(crate) struct Core {
 impl Core {
     /// Handles events until the run ends.
     pub async fn run(&mut self, mut inbound: mpsc::Receiver<Inbound>) -> Outcome {
-        let mut tick = tokio::time::interval(std::time::Duration::from_millis(50));
+        let mut tick = tokio::time::interval(Duration::from_millis(50));
         loop {
             let ended = tokio::select! {
                 Some(message) = inbound.recv() => self.take(message),
@@ -182,14 +190,17 @@ impl Core {
 
 /// Writes the manifest, then forgets the checkpoints that are no longer wanted.
 async fn store_checkpoint(facts: &Facts, draft: CheckpointDraft) -> Result<(), String> {
+    let _alone = facts.storing.lock().await;
     let Step(step) = draft.step;
     let digests: Vec<_> = draft.chunks.into_iter().map(Digest).collect();
+    let protected = draft.protected.into_iter().map(Digest).collect();
     let trained = draft.trained.into_iter();
-    let trained = trained.map(|(stage, source, num_tokens)| checkpoint::Trained { stage, source, num_tokens }).collect();
+    let trained =
+        trained.map(|(stage, source, num_tokens)| checkpoint::Trained { stage, source, num_tokens }).collect();
     let identity = facts.recipe_identity.clone();
     let manifest = checkpoint::Manifest::new(step, identity, facts.corpus, &facts.layout, &digests, trained);
     checkpoint::put_manifest(&facts.store, &manifest).await.map_err(|e| e.to_string())?;
-    if let Err(error) = checkpoint::retain(&facts.store, facts.keep, &Default::default()).await {
+    if let Err(error) = checkpoint::retain(&facts.store, facts.keep, &protected, UPLOAD_GRACE).await {
         tracing::warn!(%error, "old checkpoints could not be removed; they are left for the next time");
     }
     Ok(())

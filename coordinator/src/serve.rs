@@ -76,6 +76,7 @@ impl Run {
             plan,
             store,
             keep,
+            storing: Default::default(),
         };
         Ok(Self::new(facts, state, journal, news))
     }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use futures::TryStreamExt;
@@ -25,6 +25,8 @@ pub struct Entry {
     pub key: String,
     /// Length of the object.
     pub num_bytes: u64,
+    /// When it was written, by the store's clock.
+    pub modified: SystemTime,
 }
 
 /// A place where objects are kept under keys such as `checkpoints/000000000010.json`. Cheap to clone.
@@ -153,6 +155,7 @@ impl Store {
         let entry = |meta: object_store::ObjectMeta| Entry {
             key: meta.location.as_ref()[skip..].to_owned(),
             num_bytes: meta.size,
+            modified: meta.last_modified.into(),
         };
         let mut entries: Vec<_> = metas.into_iter().map(entry).collect();
         entries.sort_by(|a, b| a.key.cmp(&b.key));

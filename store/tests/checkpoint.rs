@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::num::NonZeroUsize;
+use std::time::Duration;
 
 use bytes::Bytes;
 use polo_recipe::layout::Layout;
@@ -65,7 +66,7 @@ async fn good_steps(store: &Store) -> Vec<u64> {
 
 async fn keep(store: &Store, num: usize) -> Vec<u64> {
     let keep = NonZeroUsize::new(num).expect("positive");
-    retain(store, keep, &HashSet::new()).await.expect("retain").steps
+    retain(store, keep, &HashSet::new(), Duration::ZERO).await.expect("retain").steps
 }
 
 async fn comes_back_whole(store: &Store) {
@@ -184,12 +185,23 @@ async fn retention_keeps_shared_and_protected_chunks() {
         put_manifest(&store, &manifest(step, &digests)).await.expect("put manifest");
     }
     let in_flight: HashSet<_> = put_chunks(&store, 40).await.into_iter().collect();
-    let removed = retain(&store, NonZeroUsize::MIN, &in_flight).await.expect("retain");
+    let removed = retain(&store, NonZeroUsize::MIN, &in_flight, Duration::ZERO).await.expect("retain");
     assert_eq!(removed.steps, [20, 10]);
     assert_eq!(good_steps(&store).await, [30]);
     let left: HashSet<_> = store.list("chunks").await.expect("list").into_iter().map(|e| e.key).collect();
     assert!(in_flight.iter().all(|d| left.contains(&format!("chunks/{d}"))), "a protected chunk is gone");
     assert_eq!(left.len(), in_flight.len() + shared.len(), "one checkpoint's chunks and the protected ones stay");
+}
+
+#[tokio::test]
+async fn retention_leaves_an_upload_that_it_was_not_told_of() {
+    let store = store("upload");
+    put_checkpoint(&store, 10).await;
+    put_checkpoint(&store, 20).await;
+    let under_way = put_chunks(&store, 30).await;
+    let removed = retain(&store, NonZeroUsize::MIN, &HashSet::new(), Duration::from_secs(3600)).await.expect("retain");
+    assert_eq!((removed.steps, removed.num_chunks), (vec![10], under_way.len()));
+    put_manifest(&store, &manifest(30, &under_way)).await.expect("no chunk of it is gone");
 }
 
 #[tokio::test]

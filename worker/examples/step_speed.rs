@@ -14,7 +14,8 @@ use std::time::Instant;
 use polo_recipe::model::Qwen2Config;
 use polo_worker::init::initialize;
 use polo_worker::model::{Model, ModelOptions};
-use polo_worker::optimizer::{AdamW, FlatState, chunk_square_norm, clip_coefficient};
+use polo_worker::optimizer::{AdamW, FlatState, clip_coefficient};
+use polo_worker::reduce::chunk_square_norm;
 use tch::{Device, Kind, Tensor};
 
 type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;

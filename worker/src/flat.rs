@@ -47,13 +47,16 @@ impl Flat {
     }
 }
 
-/// Splits a vector into its pieces at ascending ranges that do not overlap.
-pub fn disjoint_mut<'a>(whole: &'a mut [f32], ranges: impl IntoIterator<Item = Range<usize>>) -> Vec<&'a mut [f32]> {
+/// The pieces of `whole` at ascending ranges that do not overlap; empty ones may lie anywhere.
+pub fn disjoint_mut<T>(whole: &mut [T], ranges: impl IntoIterator<Item = Range<usize>>) -> Vec<&mut [T]> {
     let (mut rest, mut offset) = (whole, 0);
     let mut pieces = Vec::new();
     for range in ranges {
-        let (_, tail) = rest.split_at_mut(range.start - offset);
-        let (piece, tail) = tail.split_at_mut(range.len());
+        if range.is_empty() {
+            pieces.push(&mut [][..]);
+            continue;
+        }
+        let (piece, tail) = rest[range.start - offset..].split_at_mut(range.len());
         pieces.push(piece);
         (rest, offset) = (tail, range.end);
     }
@@ -76,7 +79,7 @@ mod tests {
     #[test]
     fn pieces_lie_where_their_ranges_say() {
         let mut numbers = [0.0, 1.0, 2.0, 3.0, 4.0];
-        let pieces = disjoint_mut(&mut numbers, [1..2, 3..5]);
-        assert_eq!(pieces, [&[1.0][..], &[3.0, 4.0][..]]);
+        let pieces = disjoint_mut(&mut numbers, [1..2, 0..0, 3..5]);
+        assert_eq!(pieces, [&[1.0][..], &[], &[3.0, 4.0][..]]);
     }
 }

@@ -66,7 +66,9 @@ impl GenerationError {
     /// The trouble with the data plane, if that is what it is: others can try again without this worker's process.
     pub fn plane(&self) -> Option<&PlaneError> {
         match self {
-            Self::Plane(error) | Self::Sync(SyncError::Plane(error)) | Self::Step(StepError::Plane(error)) => Some(error),
+            Self::Plane(error) | Self::Sync(SyncError::Plane(error)) | Self::Step(StepError::Plane(error)) => {
+                Some(error)
+            }
             _ => None,
         }
     }

@@ -9,9 +9,6 @@ use polo_recipe::layout::{ChunkId, Layout};
 use tch::{Kind, Tensor};
 use thiserror::Error;
 
-/// Sums in [`chunk_square_norm`] that run side by side.
-const LANES: usize = 16;
-
 unsafe extern "C" {
     fn polo_fused_adamw(
         param: *const c_void,
@@ -159,21 +156,6 @@ impl AdamW {
             Err(words)
         }
     }
-}
-
-/// Sum of squares of a chunk's gradient, in fp64 and in an order that depends on its length alone.
-pub fn chunk_square_norm(gradient: &[f32]) -> f64 {
-    let mut sums = [0.0f64; LANES];
-    let (whole, rest) = gradient.as_chunks::<LANES>();
-    for lanes in whole {
-        for (sum, &value) in sums.iter_mut().zip(lanes) {
-            *sum += f64::from(value) * f64::from(value);
-        }
-    }
-    for (sum, &value) in sums.iter_mut().zip(rest) {
-        *sum += f64::from(value) * f64::from(value);
-    }
-    sums.iter().sum()
 }
 
 /// What gradients of norm `total_norm` are multiplied by so that their norm is at most `max_norm`, as

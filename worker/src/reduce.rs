@@ -5,13 +5,13 @@
 //! vector is divided among the ranks in runs of chunks; a run's reducer receives that run of everybody's sums, carries
 //! out the additions that are left, and sends the total to all. This happens in rounds, which bound the memory needed.
 
-use std::mem;
 use std::ops::Range;
 
 use polo_recipe::ids::Rank;
 use polo_recipe::slots::{PartialSums, assign, subtrees};
 use zerocopy::IntoBytes;
 
+use crate::flat::disjoint_mut;
 use crate::plane::{DataPlane, PlaneError, Transfer};
 
 /// Memory that a round takes for other ranks' sums, unless set otherwise.
@@ -226,7 +226,7 @@ where
     [T]: IntoBytes + zerocopy::FromBytes + zerocopy::Immutable,
 {
     let own = wire.plane.rank().index();
-    let mut places = carve(all, parts);
+    let mut places = disjoint_mut(all, parts.iter().cloned());
     let (before, rest) = places.split_at_mut(own);
     let Some((mine, after)) = rest.split_first_mut() else { return Ok(()) };
     let mine = mine.as_bytes();
@@ -241,22 +241,6 @@ where
         }
     }
     wire.exchange(group)
-}
-
-/// The given parts of `all`, which lie one after another, perhaps with gaps; empty ones may lie anywhere.
-fn carve<'a, T>(mut all: &'a mut [T], parts: &[Range<usize>]) -> Vec<&'a mut [T]> {
-    let mut consumed = 0;
-    let mut places = Vec::new();
-    for part in parts {
-        if part.is_empty() {
-            places.push(&mut [][..]);
-            continue;
-        }
-        let (place, rest) = mem::take(&mut all)[part.start - consumed..].split_at_mut(part.len());
-        (all, consumed) = (rest, part.end);
-        places.push(place);
-    }
-    places
 }
 
 /// A plane with its traffic counted.

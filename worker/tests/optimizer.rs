@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use polo_recipe::layout::{ChunkId, Layout};
 use polo_recipe::model::Qwen2Config;
-use polo_worker::optimizer::{AdamW, FlatState, chunk_square_norm, clip_coefficient};
+use polo_worker::optimizer::{AdamW, FlatState, clip_coefficient};
+use polo_worker::reduce::chunk_square_norm;
 use tch::{Kind, Tensor};
 
 const MAX_NORM: f64 = 1.0;

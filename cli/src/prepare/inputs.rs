@@ -186,10 +186,12 @@ fn glob(pattern: &[u8], key: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
     use super::*;
 
     fn listing(keys: &[&str]) -> Vec<Entry> {
-        keys.iter().map(|key| Entry { key: (*key).to_owned(), num_bytes: 1 }).collect()
+        keys.iter().map(|key| Entry { key: (*key).to_owned(), num_bytes: 1, modified: UNIX_EPOCH }).collect()
     }
 
     fn rules(texts: &[&str]) -> Vec<SourceRule> {

@@ -65,7 +65,8 @@ impl Checkpoints {
         let parts = self.drafts.remove(&part.step).unwrap_or_default();
         self.drafts.retain(|step, _| *step > part.step);
         let chunks = parts.chunks.into_values().collect();
-        Ok(Some(CheckpointDraft { step: part.step, chunks, trained: parts.trained }))
+        let protected = self.drafts.values().flat_map(|parts| parts.chunks.values().copied()).collect();
+        Ok(Some(CheckpointDraft { step: part.step, chunks, trained: parts.trained, protected }))
     }
 }
 

@@ -2,7 +2,9 @@
 
 use polo_recipe::ids::{Generation, Rank, Step};
 
-use super::{Action, Alive, Event, Formation, Incident, Introduction, LossCause, Notice, NowMs, Outcome, State, Tell, WorkerId};
+use super::{
+    Action, Alive, Event, Formation, Incident, Introduction, LossCause, Notice, NowMs, Outcome, State, Tell, WorkerId,
+};
 
 /// A worker that belongs to the run.
 #[derive(Debug, Clone)]
@@ -121,7 +123,13 @@ impl State {
         silent.into_iter().flat_map(|(w, ms)| self.lose(now, &w, LossCause::HeartbeatLapsed(ms))).collect()
     }
 
-    pub(super) fn worker_failed(&mut self, now: NowMs, worker: &WorkerId, reason: String, ends_run: bool) -> Vec<Action> {
+    pub(super) fn worker_failed(
+        &mut self,
+        now: NowMs,
+        worker: &WorkerId,
+        reason: String,
+        ends_run: bool,
+    ) -> Vec<Action> {
         if ends_run {
             return self.end(Outcome::Failed { reason: format!("worker {worker}: {reason}") });
         }

@@ -248,8 +248,11 @@ fn a_checkpoint_is_stored_when_every_chunk_is_and_parts_of_two_generations_go_to
     scene.join(&["a", "b", "c"]);
     let part = |chunk: u32| CheckpointPart { step: Step(4), chunks: vec![(chunk, [chunk as u8; 32])], trained: vec![] };
     scene.says("a", Said::CheckpointPart(part(1))).breaks("a").probed("a", Alive::No);
+    let later = CheckpointPart { step: Step(6), chunks: vec![(0, [6; 32])], trained: vec![] };
+    scene.says("c", Said::CheckpointPart(later));
     scene.says("b", Said::CheckpointPart(part(0)));
-    let draft = CheckpointDraft { step: Step(4), chunks: vec![[0; 32], [1; 32]], trained: vec![] };
+    let draft =
+        CheckpointDraft { step: Step(4), chunks: vec![[0; 32], [1; 32]], trained: vec![], protected: vec![[6; 32]] };
     assert_eq!(scene.actions.last(), Some(&Action::StoreCheckpoint(draft)));
     scene.event(Event::CheckpointStored(Step(4), Ok(())));
     assert_eq!(scene.state.newest_checkpoint(), Some(Step(4)));

@@ -166,6 +166,8 @@ pub struct CheckpointDraft {
     pub chunks: Vec<[u8; 32]>,
     /// Tokens trained up to the step: (stage, source, tokens).
     pub trained: Vec<(String, String, u64)>,
+    /// Chunks that later checkpoints, still without a manifest, have in the store.
+    pub protected: Vec<[u8; 32]>,
 }
 
 /// What the shell must do.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use futures::StreamExt;
 
 use super::{Manifest, chunk_key, chunk_num_bytes, get_chunk, list_steps, read_manifest, stored_chunks};
-use crate::{Digest, Store, StoreError};
+use crate::{Digest, Entry, Store, StoreError};
 
 const MAX_CHUNKS_IN_FLIGHT: usize = 4;
 
@@ -63,11 +63,11 @@ pub async fn newest_good(store: &Store, depth: Depth) -> Result<(Option<Manifest
 }
 
 /// Chunks of `manifest` that are not in `stored` with their length.
-pub(super) fn missing_chunks(store: &Store, manifest: &Manifest, stored: &HashMap<Digest, u64>) -> Vec<StoreError> {
+pub(super) fn missing_chunks(store: &Store, manifest: &Manifest, stored: &HashMap<Digest, Entry>) -> Vec<StoreError> {
     let problem = |chunk: &super::Chunk| {
         let expected = chunk_num_bytes(chunk.num_params);
-        let reason = match stored.get(&chunk.digest) {
-            Some(size) if *size == expected => return None,
+        let reason = match stored.get(&chunk.digest).map(|entry| entry.num_bytes) {
+            Some(size) if size == expected => return None,
             Some(size) => format!("it has {size} bytes instead of {expected}"),
             None => "a checkpoint names it, but it is missing".to_owned(),
         };

@@ -18,7 +18,7 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 
-use crate::{Digest, Store, StoreError};
+use crate::{Digest, Entry, Store, StoreError};
 
 pub use check::{Checked, Depth, newest_good, verify};
 pub use manifest::{Chunk, Manifest, Trained, state_digest};
@@ -117,8 +117,8 @@ pub async fn read_manifest(store: &Store, step: u64) -> Result<Manifest, StoreEr
     Ok(manifest)
 }
 
-/// Every stored chunk with its length.
-async fn stored_chunks(store: &Store) -> Result<HashMap<Digest, u64>, StoreError> {
-    let chunk = |key: &str| key.strip_prefix("chunks/")?.parse().ok();
-    Ok(store.list("chunks").await?.iter().filter_map(|e| Some((chunk(&e.key)?, e.num_bytes))).collect())
+/// Every stored chunk as it was listed.
+async fn stored_chunks(store: &Store) -> Result<HashMap<Digest, Entry>, StoreError> {
+    let chunk = |entry: Entry| Some((entry.key.strip_prefix("chunks/")?.parse().ok()?, entry));
+    Ok(store.list("chunks").await?.into_iter().filter_map(chunk).collect())
 }
