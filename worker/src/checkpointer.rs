@@ -43,9 +43,12 @@ pub struct Share<'a> {
 }
 
 impl Checkpointer {
-    /// Copies this worker's share of the state and begins to store it; waits first for the share before it.
-    pub fn begin(&mut self, state: &TrainState, share: Share<'_>) -> Result<(), StoreError> {
-        self.finish()?;
+    /// Copies this worker's share of the state and begins to store it; waits first for the share before it. If that
+    /// one failed, its checkpoint is missing and training goes on.
+    pub fn begin(&mut self, state: &TrainState, share: Share<'_>) {
+        if let Err(error) = self.finish() {
+            tracing::warn!(%error, "a checkpoint could not be stored; training goes on without it");
+        }
         let chunks: Vec<_> = share.chunks.iter().map(|c| (c.id.0, Bytes::from(state.chunk_bytes(c)))).collect();
         let trained = state.ledger.to_entries(share.plan).into_iter().map(to_wire).collect();
         let (generation, step) = (share.generation.0, share.step.0);
@@ -55,7 +58,6 @@ impl Checkpointer {
             desk.send(Message::CheckpointPart(v1::CheckpointPart { generation, step, chunks, trained }));
             Ok(())
         }));
-        Ok(())
     }
 
     /// Waits until the share that was begun last is stored. The store's own limits bound the wait.

@@ -189,7 +189,7 @@ impl Membering<'_> {
 
     fn train(mut self, first: Step) -> Result<Left, GenerationError> {
         let last = Step(self.trainer.setting.plan.num_steps());
-        self.store_if_due(first)?;
+        self.store_if_due(first);
         if first < last {
             let (setting, mut buffers) = (self.trainer.setting.clone(), std::mem::take(&mut self.trainer.buffers));
             let mut stepper = Stepper::new(&setting, self.generation, self.rank, self.world, first)?;
@@ -215,9 +215,9 @@ impl Membering<'_> {
             let done = stepper.take(&mut self.plane, &mut self.trainer.state, step, buffers)?;
             self.report(step.next(), &done, started);
             if self.is_checkpoint_wanted(&done) {
-                self.store(step.next())?;
+                self.store(step.next());
             } else {
-                self.store_if_due(step.next())?;
+                self.store_if_due(step.next());
             }
             match verdict(self.generation, &done.boundaries) {
                 Verdict::GoOn => {}
@@ -257,31 +257,30 @@ impl Membering<'_> {
         self.trainer.desk().send(Message::Step(report));
     }
 
-    fn store_if_due(&mut self, step: Step) -> Result<(), GenerationError> {
+    fn store_if_due(&mut self, step: Step) {
         let every = self.trainer.checkpoint_every_steps;
         if every > 0 && step.0 > 0 && step.0.is_multiple_of(every) {
-            self.store(step)?;
+            self.store(step);
         }
-        Ok(())
     }
 
     /// Begins to store the state, unless it is stored already.
-    fn store(&mut self, step: Step) -> Result<(), GenerationError> {
+    fn store(&mut self, step: Step) {
         if self.newest_checkpoint.is_some_and(|newest| newest >= step) {
-            return Ok(());
+            return;
         }
         self.show("snapshot");
         self.newest_checkpoint = Some(step);
         let Trainer { state, setting, checkpointer, .. } = &mut *self.trainer;
         let chunks = stored_by(&setting.layout, self.rank.index(), self.world).collect();
         let share = Share { generation: self.generation, step, chunks, plan: &setting.plan };
-        Ok(checkpointer.begin(state, share)?)
+        checkpointer.begin(state, share);
     }
 
     /// Stores the last state and tells its digest.
     fn finish(mut self) -> Result<Left, GenerationError> {
         let step = self.trainer.step();
-        self.store(step)?;
+        self.store(step);
         self.show("storing the last state");
         self.trainer.checkpointer.finish()?;
         let layout = &self.trainer.setting.layout;

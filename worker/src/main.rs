@@ -100,7 +100,6 @@ fn end_with_stdin() {
 
 fn run(args: Args) -> Result<(), WorkerError> {
     let recipe = recipe_file::load(&args.recipe, &args.sets)?;
-    tch::set_num_threads(recipe.run.threads as i32);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(WorkerError::Threads)?;
     let ending = runtime.block_on(work(args, recipe))?;

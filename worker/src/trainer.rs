@@ -38,6 +38,7 @@ pub struct Trainer {
     pub(crate) timeouts: Timeouts,
     /// Steps between checkpoints; 0 for none but the last.
     pub(crate) checkpoint_every_steps: u64,
+    num_threads: usize,
     seed: u64,
     initial_weights: InitialWeights,
 }
@@ -58,6 +59,7 @@ impl Trainer {
                 exchange: Duration::from_secs(recipe.workers.exchange_timeout_s),
             },
             checkpoint_every_steps: recipe.checkpoint.every_steps,
+            num_threads: recipe.run.threads,
             seed: recipe.run.seed,
             initial_weights: recipe.model.init.clone(),
         }
@@ -65,6 +67,8 @@ impl Trainer {
 
     /// Takes part in generations until the session ends, and returns how.
     pub fn run(mut self) -> Ending {
+        // Holds for the thread that calls it.
+        tch::set_num_threads(self.num_threads as i32);
         loop {
             let abort = match AbortHandle::new() {
                 Ok(abort) => abort,
