@@ -189,7 +189,7 @@ async fn store_checkpoint(facts: &Facts, draft: CheckpointDraft) -> Result<(), S
     let identity = facts.recipe_identity.clone();
     let manifest = checkpoint::Manifest::new(step, identity, facts.corpus, &facts.layout, &digests, trained);
     checkpoint::put_manifest(&facts.store, &manifest).await.map_err(|e| e.to_string())?;
-    if let Err(error) = checkpoint::retain(&facts.store, facts.keep, &Default::default()).await {
+    if let Err(error) = checkpoint::expire(&facts.store, facts.keep).await {
         tracing::warn!(%error, "old checkpoints could not be removed; they are left for the next time");
     }
     Ok(())

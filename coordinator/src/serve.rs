@@ -137,6 +137,9 @@ impl Run {
             });
         let server = tokio::spawn(server);
         let outcome = self.core.run(self.inbound).await;
+        if !matches!(outcome, Outcome::Failed { .. }) {
+            sweep(&self.core.facts).await;
+        }
         // Dropping the core closes every session and status stream after what was said last.
         drop(self.core);
         let _ = shut_down.send(());
@@ -145,6 +148,13 @@ impl Run {
             Ok(Err(_)) | Err(_) => tracing::debug!("some streams were still open at the end"),
         }
         Ok(outcome)
+    }
+}
+
+/// Removes what broken uploads have left. All workers have stored their last share, so no upload is under way.
+async fn sweep(facts: &Facts) {
+    if let Err(error) = checkpoint::retain(&facts.store, facts.keep, &Default::default()).await {
+        tracing::warn!(%error, "what broken uploads left could not be removed; it is left for the next end of this run");
     }
 }
 

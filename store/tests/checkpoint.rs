@@ -7,7 +7,7 @@ use bytes::Bytes;
 use polo_recipe::layout::Layout;
 use polo_recipe::model::Qwen2Config;
 use polo_store::checkpoint::{
-    Depth, Manifest, Trained, chunk_num_bytes, get_chunk, list_steps, newest_good, put_chunk, put_manifest,
+    Depth, Manifest, Trained, chunk_num_bytes, expire, get_chunk, list_steps, newest_good, put_chunk, put_manifest,
     read_manifest, retain, state_digest, verify,
 };
 use polo_store::testing::SeaweedFs;
@@ -190,6 +190,18 @@ async fn retention_keeps_shared_and_protected_chunks() {
     let left: HashSet<_> = store.list("chunks").await.expect("list").into_iter().map(|e| e.key).collect();
     assert!(in_flight.iter().all(|d| left.contains(&format!("chunks/{d}"))), "a protected chunk is gone");
     assert_eq!(left.len(), in_flight.len() + shared.len(), "one checkpoint's chunks and the protected ones stay");
+}
+
+#[tokio::test]
+async fn expiry_leaves_chunks_that_no_manifest_names_yet() {
+    let store = store("expire");
+    put_checkpoint(&store, 10).await;
+    let in_flight = put_chunks(&store, 30).await;
+    put_checkpoint(&store, 20).await;
+    let removed = expire(&store, NonZeroUsize::MIN).await.expect("expire");
+    assert_eq!((removed.steps, removed.num_chunks), (vec![10], in_flight.len()));
+    put_manifest(&store, &manifest(30, &in_flight)).await.expect("the chunks under way are all there");
+    assert_eq!(good_steps(&store).await, [20, 30]);
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A checkpoint exists when its manifest exists. [`put_chunk`] each chunk, then [`put_manifest`]; [`newest_good`] to
-//! resume, then [`get_chunk`] for each chunk; [`retain`] removes what is no longer wanted.
+//! resume, then [`get_chunk`] for each chunk; [`expire`] and [`retain`] remove what is no longer wanted.
 
 mod check;
 mod manifest;
@@ -23,7 +23,7 @@ use crate::{Digest, Store, StoreError};
 pub use check::{Checked, Depth, newest_good, verify};
 pub use manifest::{Chunk, Manifest, Trained, state_digest};
 pub use params::ParamReader;
-pub use retention::{Removed, retain};
+pub use retention::{Removed, expire, retain};
 
 /// Vectors in a chunk object: parameters and AdamW's two moments.
 pub const NUM_VECTORS: u64 = 3;
