@@ -56,11 +56,13 @@ impl Run {
         expected_workers: usize,
         news: mpsc::UnboundedSender<News>,
     ) -> Result<Self, CoordinatorError> {
+        let corpus = CorpusManifest::load(&Store::open(&recipe.corpus.url)?).await?;
+        check_vocabulary(recipe, &corpus)?;
+        let plan = plan(recipe, &corpus)?;
+        // Only a recipe that fits its corpus takes the store: one with a mistake in it must not keep the right one out.
         let store = Store::open(&recipe.run.store)?;
         let identity_of = |toml: &str| resolved(toml).map(|r| r.identity());
         run::put_recipe(&store, &recipe.to_toml(), identity_of).await?;
-        let corpus = CorpusManifest::load(&Store::open(&recipe.corpus.url)?).await?;
-        let plan = plan(recipe, &corpus)?;
         let layout = Layout::qwen2(&recipe.model.qwen2);
         let journal = Journal::new(store.clone());
         let steps = checkpoint::list_steps(&store).await?.into_iter().map(Step).collect();
@@ -159,6 +161,14 @@ pub fn plan(recipe: &Recipe, corpus: &CorpusManifest) -> Result<Plan, Coordinato
     let tokens = |s: &polo_store::corpus::Source| SourceTokens { name: s.name.clone(), num_tokens: s.num_tokens };
     let sources: Vec<_> = corpus.sources.iter().map(tokens).collect();
     Ok(Plan::new(recipe, &sources)?)
+}
+
+fn check_vocabulary(recipe: &Recipe, corpus: &CorpusManifest) -> Result<(), CoordinatorError> {
+    let (corpus, model) = (corpus.vocab_size, recipe.model.qwen2.vocab_size as u64);
+    if corpus <= model {
+        return Ok(());
+    }
+    Err(CoordinatorError::Vocabulary { url: recipe.corpus.url.clone(), corpus, model })
 }
 
 fn settings(
