@@ -57,16 +57,21 @@ pub enum GenerationError {
     /// A step.
     #[error(transparent)]
     Step(#[from] StepError),
-    /// The run's store, or a folder of initial weights.
+    /// The run's store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The folder of initial weights.
+    #[error("the initial weights (`model.init`) cannot be used: {0}")]
+    InitialWeights(StoreError),
 }
 
 impl GenerationError {
     /// The trouble with the data plane, if that is what it is: others can try again without this worker's process.
     pub fn plane(&self) -> Option<&PlaneError> {
         match self {
-            Self::Plane(error) | Self::Sync(SyncError::Plane(error)) | Self::Step(StepError::Plane(error)) => Some(error),
+            Self::Plane(error) | Self::Sync(SyncError::Plane(error)) | Self::Step(StepError::Plane(error)) => {
+                Some(error)
+            }
             _ => None,
         }
     }
@@ -80,7 +85,9 @@ impl GenerationError {
     /// Whether every other worker would meet the same.
     pub fn ends_run(&self) -> bool {
         match self {
+            Self::Step(StepError::Corpus(error)) => error.is_everybodys(),
             Self::Step(error) => !matches!(error, StepError::Plane(_) | StepError::Loader(_)),
+            Self::InitialWeights(error) => !error.is_local(),
             Self::Store(error) => matches!(error, StoreError::Mismatch { .. }),
             _ => false,
         }

@@ -129,8 +129,9 @@ impl Trainer {
                 init::initialize(params, &layout, range, self.seed);
             }
             InitialWeights::Folder(url) => {
-                let folder = Store::open(url)?;
-                self.checkpointer.runtime.block_on(hf::read_params(&folder, &layout, params))?;
+                let folder = Store::open(url).map_err(GenerationError::InitialWeights)?;
+                let reading = hf::read_params(&folder, &layout, params);
+                self.checkpointer.runtime.block_on(reading).map_err(GenerationError::InitialWeights)?;
             }
         }
         self.state.step = Some(Step(0));
