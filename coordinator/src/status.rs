@@ -48,7 +48,14 @@ fn summary(report: v1::StepReport, plan: &Plan, mean_ms: f64) -> v1::StepSummary
 }
 
 /// The status now. `run` and `recipe_identity` name the run.
-pub fn status(state: &State, progress: &Progress, plan: &Plan, run: &str, recipe_identity: &str, now: NowMs) -> v1::Status {
+pub fn status(
+    state: &State,
+    progress: &Progress,
+    plan: &Plan,
+    run: &str,
+    recipe_identity: &str,
+    now: NowMs,
+) -> v1::Status {
     let step = state.newest_step();
     let (state_digest, error) = ending(state.outcome());
     v1::Status {

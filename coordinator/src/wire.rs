@@ -51,18 +51,15 @@ pub fn said(message: v1::SessionRequest) -> Result<Said, WireError> {
             generation: Generation(m.generation),
             suspects: m.suspects.into_iter().map(Rank).collect(),
             reason: m.reason,
+            timed_out: m.timed_out,
         },
         Message::CheckpointPart(m) => Said::CheckpointPart(part(m)?),
-        Message::CheckpointDamaged(m) => Said::CheckpointDamaged {
-            generation: Generation(m.generation),
-            step: Step(m.step),
-            problem: m.problem,
-        },
-        Message::Finished(m) => Said::Finished {
-            generation: Generation(m.generation),
-            step: Step(m.step),
-            state_digest: m.state_digest,
-        },
+        Message::CheckpointDamaged(m) => {
+            Said::CheckpointDamaged { generation: Generation(m.generation), step: Step(m.step), problem: m.problem }
+        }
+        Message::Finished(m) => {
+            Said::Finished { generation: Generation(m.generation), step: Step(m.step), state_digest: m.state_digest }
+        }
         Message::Failed(m) => Said::Failed { reason: m.reason, ends_run: m.ends_run },
     })
 }

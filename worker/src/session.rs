@@ -190,7 +190,9 @@ impl Session {
         }
         let (seconds, coordinator) = (self.coordinator_timeout.as_secs(), &self.coordinator);
         let advice = "check that it runs and that the address is right";
-        self.end(Ending::Failed(format!("waited {seconds} s for the coordinator at {coordinator}: {problem}; {advice}")))
+        self.end(Ending::Failed(format!(
+            "waited {seconds} s for the coordinator at {coordinator}: {problem}; {advice}"
+        )))
     }
 
     fn end(&mut self, ending: Ending) -> Vec<Effect> {

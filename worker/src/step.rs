@@ -217,7 +217,8 @@ impl<'a> Stepper<'a> {
             *data_wait += started.elapsed();
             let shape = [batch.micro_batch as i64, batch.seq_len as i64 + 1];
             let tokens = Tensor::from_slice(&micro_batch.tokens).view(shape);
-            let losses = setting.model.loss_and_grad(state.params.tensor(), grads.tensor(), &tokens, scale, cancelled)?;
+            let losses =
+                setting.model.loss_and_grad(state.params.tensor(), grads.tensor(), &tokens, scale, cancelled)?;
             for (window, loss) in micro_batch.windows.iter().zip(losses) {
                 let source = setting.source_numbers.iter().position(|n| *n == window.source);
                 let tally = &mut tallies[source.ok_or(StepError::NoBatch(step))?];
@@ -306,7 +307,8 @@ fn load(setting: &Setting, slots: std::ops::Range<usize>, first: Step) -> Result
     let samples = plan.slot_samples(slots.start).start..plan.slot_samples(slots.end - 1).end;
     let micro_batches = (first.0..num_steps).flat_map(move |step| {
         let refs = plan.samples(Step(step), samples.clone());
-        let windows: Vec<_> = refs.iter().map(|r| Window { source: numbers[r.source.0 as usize], window: r.window }).collect();
+        let windows: Vec<_> =
+            refs.iter().map(|r| Window { source: numbers[r.source.0 as usize], window: r.window }).collect();
         windows.chunks(micro_batch).map(<[Window]>::to_vec).collect::<Vec<_>>()
     });
     let (corpus, seq_len) = (setting.corpus.clone(), setting.batch.seq_len);

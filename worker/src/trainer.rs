@@ -93,9 +93,10 @@ impl Trainer {
             _ => Vec::new(),
         };
         let suspects = suspects.into_iter().map(|Rank(rank)| rank).collect();
+        let timed_out = matches!(trouble, PlaneError::Timeout { .. });
         let (generation, reason) = (order.generation.0, trouble.to_string());
         tracing::info!(generation, reason, "the data plane broke");
-        self.desk().send(Message::PlaneLost(v1::PlaneLost { generation, suspects, reason }));
+        self.desk().send(Message::PlaneLost(v1::PlaneLost { generation, suspects, reason, timed_out }));
         self.desk().handle(Event::Left(order.generation));
     }
 
