@@ -4,11 +4,15 @@ use std::time::Duration;
 
 use clap::Args;
 use polo_proto::v1::{CheckpointRequest, StopRequest, control_client::ControlClient};
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    Code,
+    transport::{Channel, Endpoint},
+};
 
 use crate::error::CliError;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// For a connection, for an answer, and for a sign of life while nothing is said.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Which coordinator is meant.
 #[derive(Debug, Clone, Args)]
@@ -23,7 +27,8 @@ pub async fn connect(address: &str) -> Result<ControlClient<Channel>, CliError> 
     let unreachable = |problem: String| CliError::Unreachable { address: address.into(), problem };
     let with_scheme = if address.contains("://") { address.to_string() } else { format!("http://{address}") };
     let endpoint = Endpoint::from_shared(with_scheme).map_err(|e| unreachable(e.to_string()))?;
-    let channel = endpoint.connect_timeout(CONNECT_TIMEOUT).connect().await;
+    let endpoint = endpoint.connect_timeout(PATIENCE).timeout(PATIENCE);
+    let channel = endpoint.http2_keep_alive_interval(PATIENCE).keep_alive_timeout(PATIENCE).connect().await;
     Ok(ControlClient::new(channel.map_err(|e| unreachable(innermost(&e)))?))
 }
 
@@ -34,7 +39,13 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
 /// The coordinator's refusal as an error.
 pub fn refused(address: &str) -> impl Fn(tonic::Status) -> CliError {
     let address = address.to_string();
-    move |status| CliError::Refused { address: address.clone(), problem: status.message().to_string() }
+    move |status| match status.code() {
+        Code::Cancelled | Code::DeadlineExceeded => {
+            let problem = format!("no answer within {} s", PATIENCE.as_secs());
+            CliError::Unreachable { address: address.clone(), problem }
+        }
+        _ => CliError::Refused { address: address.clone(), problem: status.message().to_string() },
+    }
 }
 
 /// `polo checkpoint`.

@@ -30,6 +30,8 @@ pub enum CliError {
     Io { what: &'static str, source: io::Error },
     #[error("no coordinator at {address}: {problem}; check that the run goes on, and --address")]
     Unreachable { address: String, problem: String },
+    #[error("lost the coordinator at {address} before the run had ended ({problem}); look at its last words")]
+    Lost { address: String, problem: String },
     #[error("the coordinator at {address} answered: {problem}")]
     Refused { address: String, problem: String },
     #[error("the run failed: {0}")]

@@ -35,7 +35,8 @@ pub async fn run(args: StatusArgs) -> Result<(), CliError> {
     }
     let stream = client.watch_status(WatchStatusRequest {}).await.map_err(refused(address))?;
     let mut stream = stream.into_inner();
-    while let Ok(Some(response)) = stream.message().await {
+    let lost = |status: tonic::Status| CliError::Lost { address: address.clone(), problem: status.message().into() };
+    while let Some(response) = stream.message().await.map_err(lost)? {
         print(response.status.unwrap_or_default(), args.json)?;
     }
     Ok(())

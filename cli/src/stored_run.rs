@@ -30,7 +30,12 @@ impl StoredRun {
     /// The run at `store_url`. A store without a run is an error that says so.
     pub async fn open(store_url: &str) -> Result<Self, StoreError> {
         let store = Store::open(store_url)?;
-        let recipe = run::read_recipe(&store).await?;
+        let recipe = run::read_recipe(&store).await.map_err(|error| match error {
+            error if error.is_not_found() => {
+                StoreError::mismatch(store.url(), "there is no run here; give the `run.store` of a recipe that was run")
+            }
+            error => error,
+        })?;
         Ok(Self { store, recipe })
     }
 

@@ -1,6 +1,7 @@
 //! The worker processes that `polo run` starts, and starts again.
 
 use std::{
+    collections::HashMap,
     net::SocketAddr,
     os::unix::process::ExitStatusExt,
     path::PathBuf,
@@ -18,7 +19,7 @@ use crate::{error::CliError, talk::say};
 
 /// A worker that lives for less than this did not get as far as training.
 const SHORT_LIFE: Duration = Duration::from_secs(5);
-/// After so many short lives in a row, nothing is gained by another.
+/// After so many short lives of one worker in a row, nothing is gained by another.
 const MOST_SHORT_LIVES: u32 = 3;
 /// The signal that no process can catch.
 const SIGKILL: i32 = 9;
@@ -32,23 +33,23 @@ pub struct WorkerProcesses {
     coordinator: SocketAddr,
     respawn: bool,
     lives: FuturesUnordered<tokio::task::JoinHandle<(String, Option<ExitStatus>)>>,
-    started: std::collections::HashMap<String, Instant>,
-    num_short_lives: u32,
+    /// By worker, when it was started last, and its short lives in a row before that.
+    started: HashMap<String, (Instant, u32)>,
 }
 
 impl WorkerProcesses {
     /// Workers of the coordinator that listens there.
     pub fn new(program: PathBuf, recipe: PathBuf, coordinator: SocketAddr, respawn: bool) -> Self {
         let (lives, started) = Default::default();
-        Self { program, recipe, coordinator, respawn, lives, started, num_short_lives: 0 }
+        Self { program, recipe, coordinator, respawn, lives, started }
     }
 
     /// Starts workers w0, w1, ...
     pub fn start(&mut self, num_workers: u16) -> Result<(), CliError> {
-        (0..num_workers).try_for_each(|number| self.spawn(format!("w{number}")))
+        (0..num_workers).try_for_each(|number| self.spawn(format!("w{number}"), 0))
     }
 
-    fn spawn(&mut self, id: String) -> Result<(), CliError> {
+    fn spawn(&mut self, id: String, num_short_lives: u32) -> Result<(), CliError> {
         let mut command = Command::new(&self.program);
         command.arg(&self.recipe).arg("--id").arg(&id);
         command.arg("--coordinator").arg(format!("http://{}", self.coordinator));
@@ -59,7 +60,7 @@ impl WorkerProcesses {
         let spawned = command.spawn();
         let mut child = spawned.map_err(|source| CliError::Spawn { program: self.program.clone(), source })?;
         say(format_args!("worker {id} started (pid {})", child.id().unwrap_or_default()));
-        self.started.insert(id.clone(), Instant::now());
+        self.started.insert(id.clone(), (Instant::now(), num_short_lives));
         self.lives.push(tokio::spawn(async move { (id, live(&mut child).await) }));
         Ok(())
     }
@@ -69,14 +70,20 @@ impl WorkerProcesses {
         let Some(Ok((id, status))) = self.lives.next().await else { return Err(CliError::NoWorkersLeft) };
         let words = status.map_or("unknown".to_string(), |status| status.to_string());
         say(format_args!("worker {id} exited: {words}"));
-        let lived = self.started.get(&id).map(Instant::elapsed).unwrap_or_default();
-        self.num_short_lives = match lived < SHORT_LIFE {
-            true if was_killed(status) => self.num_short_lives,
-            true => self.num_short_lives + 1,
-            false => 0,
-        };
-        if self.respawn && self.num_short_lives < MOST_SHORT_LIVES {
-            return self.spawn(id);
+        if self.respawn {
+            let (started, num_short_lives) = self.started.get(&id).copied().unwrap_or((Instant::now(), 0));
+            let num_short_lives = match started.elapsed() < SHORT_LIFE {
+                true if was_killed(status) => num_short_lives,
+                true => num_short_lives + 1,
+                false => 0,
+            };
+            if num_short_lives < MOST_SHORT_LIVES {
+                return self.spawn(id, num_short_lives);
+            }
+            let seconds = SHORT_LIFE.as_secs();
+            say(format_args!(
+                "worker {id} is not started again: it exited {num_short_lives} times in a row within {seconds} s of its start"
+            ));
         }
         if self.lives.is_empty() { Err(CliError::NoWorkersLeft) } else { Ok(()) }
     }

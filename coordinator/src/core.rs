@@ -112,15 +112,10 @@ impl Core {
 
     fn event(&mut self, event: Event) -> Option<Outcome> {
         let now = self.now();
-        let is_tick = event == Event::Tick;
-        let actions = self.state.step(now, event);
-        let is_quiet = is_tick && actions.is_empty();
-        for action in actions {
+        for action in self.state.step(now, event) {
             self.act(action);
         }
-        if !is_quiet || self.status.borrow().phase == v1::RunPhase::Waiting as i32 {
-            self.publish(now);
-        }
+        self.publish(now);
         self.state.outcome().cloned()
     }
 
@@ -128,11 +123,13 @@ impl Core {
         self.started.elapsed().as_millis() as NowMs
     }
 
+    /// Keeps the status fresh for whoever asks; whoever watches is told only when more has changed than the time since
+    /// members were heard.
     fn publish(&self, now: NowMs) {
         let facts = &self.facts;
         let new = status(&self.state, &self.progress, &facts.plan, &facts.run, &facts.recipe_identity, now);
         self.status.send_if_modified(|old| {
-            let is_new = *old != new;
+            let is_new = timeless(old) != timeless(&new);
             *old = new;
             is_new
         });
@@ -186,6 +183,12 @@ impl Core {
             let _ = inbound.send(Inbound::Event(answer.await)).await;
         });
     }
+}
+
+fn timeless(status: &v1::Status) -> v1::Status {
+    let mut status = status.clone();
+    status.members.iter_mut().for_each(|member| member.last_heard_ms_ago = 0);
+    status
 }
 
 /// Writes the manifest, then forgets the checkpoints that are no longer wanted.

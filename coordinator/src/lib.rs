@@ -33,6 +33,19 @@ pub enum CoordinatorError {
     /// The recipe does not fit the corpus.
     #[error(transparent)]
     Recipe(#[from] RecipeError),
+    /// The corpus has token ids that the model has not.
+    #[error(
+        "the corpus at {url} was prepared with a tokenizer of {corpus} ids, but `model.qwen2.vocab_size` is {model}; \
+         prepare it with the model's tokenizer, or correct the model"
+    )]
+    Vocabulary {
+        /// Address of the corpus.
+        url: String,
+        /// Ids of its tokenizer.
+        corpus: u64,
+        /// Ids of the model.
+        model: u64,
+    },
     /// The gRPC server.
     #[error("the gRPC server failed: {0}")]
     Server(#[from] tonic::transport::Error),

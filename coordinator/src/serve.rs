@@ -56,10 +56,12 @@ impl Run {
         expected_workers: usize,
         news: mpsc::UnboundedSender<News>,
     ) -> Result<Self, CoordinatorError> {
+        let corpus = CorpusManifest::load(&Store::open(&recipe.corpus.url)?).await?;
+        check_vocabulary(recipe, &corpus)?;
+        let plan = corpus.plan(recipe)?;
+        // Only a recipe that fits its corpus takes the store: one with a mistake in it must not keep the right one out.
         let store = Store::open(&recipe.run.store)?;
         run::put_recipe(&store, recipe).await?;
-        let corpus = CorpusManifest::load(&Store::open(&recipe.corpus.url)?).await?;
-        let plan = corpus.plan(recipe)?;
         let layout = Layout::qwen2(&recipe.model.qwen2);
         let journal = Journal::new(store.clone());
         let steps = checkpoint::list_steps(&store).await?.into_iter().map(Step).collect();
@@ -146,6 +148,14 @@ impl Run {
         }
         Ok(outcome)
     }
+}
+
+fn check_vocabulary(recipe: &Recipe, corpus: &CorpusManifest) -> Result<(), CoordinatorError> {
+    let (corpus, model) = (corpus.vocab_size, recipe.model.qwen2.vocab_size as u64);
+    if corpus <= model {
+        return Ok(());
+    }
+    Err(CoordinatorError::Vocabulary { url: recipe.corpus.url.clone(), corpus, model })
 }
 
 fn settings(

@@ -51,6 +51,7 @@ pub fn said(message: v1::SessionRequest) -> Result<Said, WireError> {
             generation: Generation(m.generation),
             suspects: m.suspects.into_iter().map(Rank).collect(),
             reason: m.reason,
+            timed_out: m.timed_out,
         },
         Message::CheckpointPart(m) => Said::CheckpointPart(part(m)?),
         Message::CheckpointDamaged(m) => {

@@ -118,6 +118,11 @@ impl StoreError {
         matches!(self, Self::NotFound { .. } | Self::Damaged { .. })
     }
 
+    /// Whether another machine may fare better: the trouble may lie in this one's disk, network or keys.
+    pub fn is_local(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Io { .. } | Self::Denied { .. })
+    }
+
     /// Bytes at `place` that are not what they must be.
     pub fn damaged(place: impl Into<String>, reason: impl Into<String>) -> Self {
         Self::Damaged { place: place.into(), reason: reason.into() }

@@ -61,10 +61,11 @@ impl Agent {
     /// Runs until the session ends, and returns how.
     pub async fn run(mut self) -> Ending {
         let mut backoff = FIRST_BACKOFF;
+        let mut is_away = false;
         loop {
             let gone = match self.attach().await {
                 Ok(stream) => {
-                    backoff = FIRST_BACKOFF;
+                    (backoff, is_away) = (FIRST_BACKOFF, false);
                     self.converse(stream).await
                 }
                 Err(problem) => Gone::Broken(problem),
@@ -72,6 +73,10 @@ impl Agent {
             let effect = match gone {
                 Gone::Wanted(effect) => Some(effect),
                 Gone::Broken(problem) => {
+                    if !std::mem::replace(&mut is_away, true) {
+                        let coordinator = &self.coordinator;
+                        tracing::warn!("no session with the coordinator at {coordinator}: {problem}; trying again");
+                    }
                     self.desk.handle(Event::Detached { problem });
                     self.pause(backoff).await
                 }
@@ -104,6 +109,9 @@ impl Agent {
     async fn attach(&mut self) -> Result<Stream, String> {
         let endpoint = Endpoint::from_shared(self.coordinator.clone()).map_err(|e| words(&e))?;
         let endpoint = endpoint.connect_timeout(self.connect_timeout).tcp_nodelay(true);
+        // A coordinator that falls silent without closing the connection must not be waited for without end.
+        let endpoint =
+            endpoint.http2_keep_alive_interval(self.connect_timeout).keep_alive_timeout(self.connect_timeout);
         let channel = endpoint.connect().await.map_err(|e| words(&e))?;
         let (up, requests) = mpsc::channel(64);
         let first = [Up::Hello(self.hello.clone())].into_iter().chain(self.repeated.iter().cloned());

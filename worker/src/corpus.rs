@@ -39,6 +39,17 @@ pub enum CorpusError {
     BadToken { name: String, url: String, offset: u64, id: i64, vocab_size: u64 },
 }
 
+impl CorpusError {
+    /// Whether every worker would meet the same, and not only this one with its disk and its network.
+    pub fn is_everybodys(&self) -> bool {
+        match self {
+            Self::Cache(CacheError::Disk { .. }) => false,
+            Self::Cache(CacheError::Store(error)) | Self::Manifest(ManifestError::Store(error)) => !error.is_local(),
+            _ => true,
+        }
+    }
+}
+
 /// A sample: one window of one source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Window {

@@ -57,9 +57,12 @@ pub enum GenerationError {
     /// A step.
     #[error(transparent)]
     Step(#[from] StepError),
-    /// The run's store, or a folder of initial weights.
+    /// The run's store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The folder of initial weights.
+    #[error("the initial weights (`model.init`) cannot be used: {0}")]
+    InitialWeights(StoreError),
 }
 
 impl GenerationError {
@@ -82,7 +85,9 @@ impl GenerationError {
     /// Whether every other worker would meet the same.
     pub fn ends_run(&self) -> bool {
         match self {
+            Self::Step(StepError::Corpus(error)) => error.is_everybodys(),
             Self::Step(error) => !matches!(error, StepError::Plane(_) | StepError::Loader(_)),
+            Self::InitialWeights(error) => !error.is_local(),
             Self::Store(error) => matches!(error, StoreError::Mismatch { .. }),
             _ => false,
         }

@@ -82,13 +82,14 @@ fn main() -> ExitCode {
     if args.while_stdin_open {
         std::thread::spawn(end_with_stdin);
     }
-    match run(args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
+    // Whoever started this worker beside its coordinator hears from that one why the session ended.
+    let speaker = args.while_stdin_open.then(|| format!("worker {}", args.id));
+    match (run(args), speaker) {
+        (Ok(()), _) => return ExitCode::SUCCESS,
+        (Err(WorkerError::Run(_)), Some(_)) => {}
+        (Err(error), speaker) => eprintln!("{}: {error}", speaker.as_deref().unwrap_or("error")),
     }
+    ExitCode::FAILURE
 }
 
 /// Ends the process when nobody holds the other end of its standard input any more.
@@ -119,11 +120,12 @@ async fn work(args: Args, recipe: Recipe) -> Result<Ending, WorkerError> {
     let (to_agent, effects) = mpsc::unbounded_channel();
     let (to_outbox, outbox) = mpsc::unbounded_channel();
     let coordinator_timeout = Duration::from_secs(recipe.workers.coordinator_timeout_s);
-    let session = Session::new(args.coordinator.clone(), coordinator_timeout, 0);
+    let coordinator = with_scheme(&args.coordinator);
+    let session = Session::new(coordinator.clone(), coordinator_timeout, 0);
     let desk = Arc::new(Desk::new(session, to_agent, to_outbox));
     let agent = Agent {
         hello: hello(&args, &recipe, &corpus, &listener),
-        coordinator: args.coordinator,
+        coordinator,
         connect_timeout: Duration::from_secs(recipe.workers.connect_timeout_s),
         desk: desk.clone(),
         effects,
@@ -141,6 +143,10 @@ async fn work(args: Args, recipe: Recipe) -> Result<Ending, WorkerError> {
         Ok(Err(panic)) => std::panic::resume_unwind(panic),
         Err(error) => Err(WorkerError::Run(error.to_string())),
     }
+}
+
+fn with_scheme(address: &str) -> String {
+    if address.contains("://") { address.into() } else { format!("http://{address}") }
 }
 
 fn hello(args: &Args, recipe: &Recipe, corpus: &Corpus, listener: &Listener) -> v1::Hello {

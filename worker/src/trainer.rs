@@ -98,9 +98,10 @@ impl Trainer {
             _ => Vec::new(),
         };
         let suspects = suspects.into_iter().map(|Rank(rank)| rank).collect();
+        let timed_out = matches!(trouble, PlaneError::Timeout { .. });
         let (generation, reason) = (order.generation.0, trouble.to_string());
         tracing::info!(generation, reason, "the data plane broke");
-        self.desk().send(Message::PlaneLost(v1::PlaneLost { generation, suspects, reason }));
+        self.desk().send(Message::PlaneLost(v1::PlaneLost { generation, suspects, reason, timed_out }));
         self.desk().handle(Event::Left(order.generation));
     }
 
@@ -134,8 +135,9 @@ impl Trainer {
                 init::initialize(params, &layout, range, self.seed);
             }
             InitialWeights::Folder(url) => {
-                let folder = Store::open(url)?;
-                self.checkpointer.runtime.block_on(hf::read_params(&folder, &layout, params))?;
+                let folder = Store::open(url).map_err(GenerationError::InitialWeights)?;
+                let reading = hf::read_params(&folder, &layout, params);
+                self.checkpointer.runtime.block_on(reading).map_err(GenerationError::InitialWeights)?;
             }
         }
         self.state.step = Some(Step(0));

@@ -6,6 +6,9 @@ use super::{
     Action, Alive, Event, Formation, Incident, Introduction, LossCause, Notice, NowMs, Outcome, State, Tell, WorkerId,
 };
 
+/// So often in a row other workers may wait for one in vain before it is dismissed.
+const MOST_SILENCES: u32 = 2;
+
 /// A worker that belongs to the run.
 #[derive(Debug, Clone)]
 pub struct Member {
@@ -17,6 +20,8 @@ pub struct Member {
     pub(crate) has_stream: bool,
     /// Whether a probe of its process is on its way.
     pub(crate) is_probed: bool,
+    /// Generations that broke since the last step because others waited for it in vain.
+    pub(crate) num_silences: u32,
     /// When it last said anything.
     pub last_heard_ms: NowMs,
     /// Step of the state it holds.
@@ -55,6 +60,7 @@ impl State {
             joined: known.as_ref().map_or(self.num_joined, |m| m.joined),
             has_stream: true,
             is_probed: false,
+            num_silences: known.as_ref().map_or(0, |m| m.num_silences),
             last_heard_ms: now,
             step: known.map_or(Step(0), |m| m.step),
             phase: "waiting for a generation".into(),
@@ -174,18 +180,34 @@ impl State {
         generation: Generation,
         suspects: &[Rank],
         reason: String,
+        timed_out: bool,
     ) -> Vec<Action> {
         let Formation::Running { members } = &self.formation else { return Vec::new() };
         if generation != self.generation || self.broken {
             return Vec::new();
         }
         let suspects: Vec<_> = suspects.iter().filter_map(|r| members.get(r.index()).cloned()).collect();
+        if timed_out && let Some(silent) = self.most_silent(&suspects) {
+            return self.lose(now, &silent, LossCause::Unanswering(MOST_SILENCES, reason));
+        }
         self.note_incident(now, None, LossCause::PlaneLost(reason.clone()));
         let mut actions = self.break_generation(reason);
         for suspect in &suspects {
             actions.extend(self.suspect(suspect));
         }
         actions
+    }
+
+    /// Notes that these were waited for in vain. One of them that was so too often; its process may live, but the run
+    /// would break in the same way again and again.
+    fn most_silent(&mut self, suspects: &[WorkerId]) -> Option<WorkerId> {
+        for suspect in suspects {
+            if let Some(member) = self.members.get_mut(suspect) {
+                member.num_silences += 1;
+            }
+        }
+        let is_too_silent = |w: &&WorkerId| self.members.get(*w).is_some_and(|m| m.num_silences >= MOST_SILENCES);
+        suspects.iter().find(is_too_silent).cloned()
     }
 
     pub(super) fn damaged(&mut self, now: NowMs, generation: Generation, step: Step, problem: String) -> Vec<Action> {
@@ -206,8 +228,12 @@ fn turn_away(worker: WorkerId, incarnation: u64, reason: String) -> Vec<Action> 
     vec![refused, Action::Announce(Notice::TurnedAway(worker, reason))]
 }
 
-/// A worker that lives on though the run gave it up is told, so that it can come back as a new one.
+/// A worker that lives on though the run gave it up is told, so that it can come back as a new one; one that others
+/// cannot reach would only break the run again.
 fn turn_off(worker: &WorkerId, lost: &Member, cause: &LossCause) -> Vec<Action> {
-    let incarnation = lost.introduction.incarnation;
-    vec![Action::Tell(worker.clone(), incarnation, Tell::GivenUp(cause.to_string()))]
+    let tell = match cause {
+        LossCause::Unanswering(..) => Tell::Refused(format!("{cause}; check that other workers reach its --listen")),
+        _ => Tell::GivenUp(cause.to_string()),
+    };
+    vec![Action::Tell(worker.clone(), lost.introduction.incarnation, tell)]
 }

@@ -125,7 +125,9 @@ impl State {
                 Vec::new()
             }
             Said::StepDone { generation, step } => self.step_done(now, &worker, generation, step),
-            Said::PlaneLost { generation, suspects, reason } => self.plane_lost(now, generation, &suspects, reason),
+            Said::PlaneLost { generation, suspects, reason, timed_out } => {
+                self.plane_lost(now, generation, &suspects, reason, timed_out)
+            }
             Said::CheckpointPart(part) => self.checkpoint_part(&worker, part),
             Said::CheckpointDamaged { generation, step, problem } => self.damaged(now, generation, step, problem),
             Said::Finished { generation, step, state_digest } => self.finished(worker, generation, step, state_digest),
@@ -139,6 +141,7 @@ impl State {
         }
         self.step = self.step.max(step);
         if generation == self.generation {
+            self.members.values_mut().for_each(|m| m.num_silences = 0);
             for incident in self.incidents.iter_mut().filter(|i| i.recovery_ms.is_none()) {
                 incident.recovery_ms = Some(now - incident.at_ms);
             }

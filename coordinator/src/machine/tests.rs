@@ -191,13 +191,38 @@ fn a_worker_that_reattaches_in_time_keeps_its_place() {
 fn a_broken_data_plane_is_formed_anew_once_every_suspect_was_probed() {
     let mut scene = Scene::new(&[]);
     scene.join(&["a", "b", "c"]);
-    let lost = Said::PlaneLost { generation: Generation(8), suspects: vec![Rank(1)], reason: "reset".into() };
+    let lost = Said::PlaneLost {
+        generation: Generation(8),
+        suspects: vec![Rank(1)],
+        reason: "reset".into(),
+        timed_out: false,
+    };
     scene.says("a", lost.clone());
     assert!(scene.running().is_empty());
     scene.probed("b", Alive::Yes);
     assert_eq!((scene.running(), scene.state.generation()), (vec!["a", "b", "c"], Generation(9)));
     scene.says("c", lost);
     assert_eq!(scene.state.generation(), Generation(9), "news of an old generation changes nothing");
+}
+
+#[test]
+fn a_worker_that_others_wait_for_in_vain_again_and_again_is_dismissed() {
+    let mut scene = Scene::new(&[]);
+    scene.join(&["a", "b", "c"]);
+    let in_vain = |generation: u64| Said::PlaneLost {
+        generation: Generation(generation),
+        suspects: vec![Rank(1)],
+        reason: "waited 30000 ms for rank 1".into(),
+        timed_out: true,
+    };
+    scene.says("a", in_vain(8)).probed("b", Alive::Yes);
+    scene.says("a", Said::StepDone { generation: Generation(9), step: Step(1) });
+    scene.says("a", in_vain(9)).probed("b", Alive::Yes);
+    assert_eq!(scene.running(), ["a", "b", "c"], "between two times it took part in a step");
+    scene.says("c", in_vain(10));
+    assert_eq!((scene.running(), scene.state.generation()), (vec!["a", "c"], Generation(11)));
+    let Some(Tell::Refused(reason)) = scene.told("b").pop() else { panic!("it is not told to leave") };
+    assert!(reason.contains("2 times in a row") && reason.contains("waited 30000 ms"), "{reason}");
 }
 
 #[test]

@@ -116,6 +116,8 @@ pub enum Said {
         suspects: Vec<Rank>,
         /// In words.
         reason: String,
+        /// The suspects were waited for in vain, though no connection to them broke.
+        timed_out: bool,
     },
     /// It stored its share of a checkpoint.
     CheckpointPart(CheckpointPart),
@@ -228,6 +230,8 @@ pub enum LossCause {
     Failed(String),
     /// A newer process took its name.
     Replaced,
+    /// Its session lives, but other workers waited for it in vain so many times in a row; the last time in words.
+    Unanswering(u32, String),
     /// The data plane broke though every member lives.
     PlaneLost(String),
     /// A checkpoint that was to be loaded is damaged.
@@ -241,6 +245,9 @@ impl fmt::Display for LossCause {
             Self::HeartbeatLapsed(ms) => write!(f, "silent for {ms} ms"),
             Self::Failed(reason) => write!(f, "it failed: {reason}"),
             Self::Replaced => write!(f, "a newer process took its name"),
+            Self::Unanswering(times, reason) => {
+                write!(f, "other workers waited for it {times} times in a row in vain, the last time: {reason}")
+            }
             Self::PlaneLost(reason) => write!(f, "the data plane broke: {reason}"),
             Self::CheckpointDamaged(step, problem) => write!(f, "checkpoint {step} is damaged: {problem}"),
         }
