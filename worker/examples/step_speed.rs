@@ -11,6 +11,7 @@ use std::error::Error;
 use std::time::Instant;
 
 use polo_recipe::model::Qwen2Config;
+use polo_worker::flat::Flat;
 use polo_worker::init::initialize;
 use polo_worker::model::{Model, ModelOptions};
 use polo_worker::optimizer::{AdamW, FlatState, clip_coefficient};
@@ -53,44 +54,39 @@ fn config(arguments: &Arguments) -> Qwen2Config {
 /// Everything a training process holds.
 struct Training {
     model: Model,
-    params: Tensor,
-    grads: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
+    params: Flat,
+    grads: Flat,
+    exp_avg: Flat,
+    exp_avg_sq: Flat,
 }
 
 impl Training {
     fn new(config: &Qwen2Config, recompute: bool) -> Result<Self> {
         let model = Model::new(config, ModelOptions { recompute })?;
-        let zeros = || Tensor::zeros([model.layout().num_params as i64], (Kind::Float, Device::Cpu));
-        let (params, grads, exp_avg, exp_avg_sq) = (zeros(), zeros(), zeros(), zeros());
-        initialize(floats_mut(&params), model.layout(), config.initializer_range, 0);
+        let zeros = || Flat::zeros(model.layout().num_params);
+        let (mut params, grads, exp_avg, exp_avg_sq) = (zeros(), zeros(), zeros(), zeros());
+        initialize(params.as_mut_slice(), model.layout(), config.initializer_range, 0);
         Ok(Self { model, params, grads, exp_avg, exp_avg_sq })
     }
 
     fn step(&mut self, tokens: &Tensor, update_number: u64) -> Result<f64> {
         let num_tokens = (tokens.numel() as i64 - tokens.size()[0]) as f64;
-        let losses = self.model.loss_and_grad(&self.params, &self.grads, tokens, 1.0 / num_tokens, &|| false)?;
-        let (layout, grads) = (self.model.layout(), floats_mut(&self.grads));
+        let (params, grads) = (self.params.tensor(), self.grads.tensor());
+        let losses = self.model.loss_and_grad(params, grads, tokens, 1.0 / num_tokens, &|| false)?;
+        let (layout, grads) = (self.model.layout(), self.grads.as_slice());
         let square: f64 = layout.chunks.iter().map(|chunk| chunk_square_norm(&grads[chunk.range.clone()])).sum();
         let adamw = AdamW { learning_rate: 1e-5, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
         let state = FlatState {
-            params: &self.params,
-            exp_avg: &self.exp_avg,
-            exp_avg_sq: &self.exp_avg_sq,
-            grads: &self.grads,
+            params,
+            exp_avg: self.exp_avg.tensor(),
+            exp_avg_sq: self.exp_avg_sq.tensor(),
+            grads: self.grads.tensor(),
         };
         let chunks = layout.chunks.iter().map(|chunk| chunk.id);
         adamw.apply(state, layout, chunks, update_number, clip_coefficient(square.sqrt(), 1.0))?;
-        let _ = self.grads.zero_();
+        self.grads.as_mut_slice().fill(0.0);
         Ok(losses.iter().sum::<f64>() / num_tokens)
     }
-}
-
-/// The memory of a flat CPU vector.
-fn floats_mut(flat: &Tensor) -> &mut [f32] {
-    // SAFETY: a live contiguous fp32 tensor on the CPU, and nothing else touches it while the slice is in use.
-    unsafe { std::slice::from_raw_parts_mut(flat.data_ptr().cast(), flat.numel()) }
 }
 
 fn peak_bytes() -> Result<u64> {
