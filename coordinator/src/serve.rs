@@ -124,16 +124,19 @@ impl Run {
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<CoordinationServer<Services>>().await;
         health.set_serving::<ControlServer<Services>>().await;
-        let reflection = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(polo_proto::DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .build_v1()?;
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(polo_proto::DESCRIPTORS)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
         let server = tonic::transport::Server::builder()
             .tcp_nodelay(true)
             .add_service(CoordinationServer::new(self.services.clone()))
             .add_service(ControlServer::new(self.services))
             .add_service(health_service)
-            .add_service(reflection)
+            .add_service(reflection().build_v1()?)
+            // Clients of some years ago know only this name of it.
+            .add_service(reflection().build_v1alpha()?)
             .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
                 let _ = shutting_down.await;
             });
