@@ -30,7 +30,7 @@ const LONGEST_PEACE_MS: u64 = 1500;
 
 #[test]
 fn random_kills_change_nothing() {
-    let mut lab = Lab::new(drawn_seed(), Shape { num_steps: 90, hidden_size: 96 });
+    let mut lab = Lab::new(drawn_seed(), Shape { num_steps: 360, hidden_size: 128 });
     let undisturbed = lab.digest_of("undisturbed", 1);
     let mut killed_while = BTreeMap::new();
     let mut num_kills = 0;
