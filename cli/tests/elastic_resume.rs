@@ -72,7 +72,7 @@ fn manifest(lab: &Lab, store: &str, step: u64) -> PathBuf {
 fn chunk(lab: &mut Lab, store: &str, step: u64) -> PathBuf {
     let text = fs::read(manifest(lab, store, step)).expect("the manifest");
     let manifest: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
-    let chunks = manifest["chunks"].as_array().expect("a list");
+    let chunks = manifest["manifest"]["chunks"].as_array().expect("a list");
     let chunk = &chunks[lab.rng.random_range(0..chunks.len())];
     lab.path(store).join("chunks").join(chunk["digest"].as_str().expect("a digest"))
 }
