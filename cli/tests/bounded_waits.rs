@@ -12,7 +12,7 @@ use polo_store::corpus::CorpusManifest;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use support::{ENDLESS, Running, World, assert_one_error, finish, result, signal, talk, wait_for_status};
+use support::{ENDLESS, LIMIT, Running, World, assert_one_error, finish, result, signal, talk, wait_for_status};
 
 /// An address where nobody listens.
 fn nobody() -> String {
@@ -140,7 +140,8 @@ fn a_worker_whose_data_plane_never_answers_is_dismissed() {
     let mut worker = world.worker(&["--id", "a", "--coordinator", &address, "--set", "workers.connect_timeout_s=1"]);
     let _worker = Running::start(worker.args(ENDLESS));
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
-    let told = runtime.block_on(pretend(address, hello)).expect("it is told why it may not take part");
+    let told = runtime.block_on(async { tokio::time::timeout(LIMIT, pretend(address, hello)).await });
+    let told = told.expect("in time").expect("it is told why it may not take part");
     assert!(told.contains("2 times in a row") && told.contains(" ms for rank "), "{told}");
     coordinator.wait_for_line("lost worker silent: other workers waited for it");
     coordinator.wait_for_line("1 worker  eta");
