@@ -8,17 +8,16 @@ demo: build
 	scripts/demo
 
 test: build
-	scripts/setup python megatron
+	scripts/setup python megatron grpcurl
 	cargo test --workspace
 
 lint: setup
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 
-bench: setup
+bench: build
 	scripts/setup python
-	cargo build --release --workspace
-	cargo build --release -p polo-store --features testing --example random_corpus
+	cargo build -p polo-store --features testing --example random_corpus
 	bench/run
 
 build: setup

@@ -43,7 +43,8 @@ fn work(
 ) -> Result<(), PlaneError> {
     let world = peers.len();
     let membership = Membership { generation: Generation(1), rank, peers, secret: Secret([0; 32]) };
-    let timeouts = Timeouts { connect: Duration::from_secs(5), form: Duration::from_secs(5), exchange: Duration::from_secs(5) };
+    let timeouts =
+        Timeouts { connect: Duration::from_secs(5), form: Duration::from_secs(5), exchange: Duration::from_secs(5) };
     let abort = AbortHandle::new().map_err(|source| PlaneError::Local { what: "make a handle", source })?;
     let started = Instant::now();
     let mut plane = form(listener, &membership, &timeouts, &abort)?;
