@@ -9,7 +9,7 @@ demo: build
 
 test: build
 	scripts/setup python megatron grpcurl
-	cargo test --workspace
+	cargo test --workspace --no-fail-fast
 
 lint: setup
 	cargo fmt --all --check

@@ -228,7 +228,7 @@ mod tests {
     #[tokio::test]
     async fn stores_without_run_or_checkpoint_are_named() {
         let error = StoredRun::open("memory://verify-nothing").await.err().expect("no run").to_string();
-        assert!(error.contains("memory://verify-nothing/recipe.toml"), "{error}");
+        assert!(error.contains("memory://verify-nothing: there is no run here"), "{error}");
         let store = Store::open("memory://verify-nothing").expect("open");
         let report = examine(&store, "", None, Depth::Deep).await.expect("examine");
         assert!(matches!(report.verdict(), Err(Error::NoCheckpoint { .. })));

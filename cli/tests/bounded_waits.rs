@@ -137,7 +137,7 @@ fn a_worker_whose_data_plane_never_answers_is_dismissed() {
     let mut coordinator = world.polo(&["coordinator", "recipe.toml", "--listen", "127.0.0.1:0", "--workers", "2"]);
     let mut coordinator = Running::start(coordinator.args(ENDLESS));
     let address = coordinator.address();
-    let mut worker = world.worker(&["--id", "a", "--coordinator", &address, "--set", "workers.connect_timeout_s=1"]);
+    let mut worker = world.worker(&["--id", "a", "--coordinator", &address, "--set", "workers.wait_timeout_s=2"]);
     let _worker = Running::start(worker.args(ENDLESS));
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
     let told = runtime.block_on(async { tokio::time::timeout(LIMIT, pretend(address, hello)).await });

@@ -109,7 +109,10 @@ fn kills_aimed_at_each_phase_change_nothing() {
     println!("kills aimed at {AIMED_PHASES:?}, twice each, hit {hit:?}");
 }
 
-/// Kills the first worker that begins the phase on top of `targets`, then waits for a step before the next.
+/// Phases of a change of membership, which a kill brings about; a step need not come between.
+const FORMING_PHASES: [&str; 2] = ["meeting the other ranks", "moving state to joiners"];
+
+/// Kills the first worker that begins the phase on top of `targets`. Before a phase of training, it waits for a step.
 fn kill_at_phases(run: &mut Running, targets: &mut Vec<&str>) {
     let mut has_stepped = false;
     loop {
@@ -120,7 +123,8 @@ fn kill_at_phases(run: &mut Running, targets: &mut Vec<&str>) {
         };
         has_stepped |= step_of(&line).is_some();
         let Some((pid, phase)) = traced(&line) else { continue };
-        if has_stepped && targets.last() == Some(&phase) && run.workers().contains(&pid) {
+        let is_time = has_stepped || FORMING_PHASES.contains(&phase);
+        if is_time && targets.last() == Some(&phase) && run.workers().contains(&pid) {
             run.kill_worker(pid);
             targets.pop();
             has_stepped = false;

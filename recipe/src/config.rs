@@ -195,7 +195,8 @@ impl Default for Checkpoint {
 pub struct Workers {
     /// Fewest workers with which steps are trained. Default 1.
     pub min_workers: usize,
-    /// Seconds that the run waits with fewer than `min_workers`, at its start or later, before it fails. Default 600.
+    /// Seconds that the run waits with fewer than `min_workers`, at its start or later, before it fails, and that a worker
+    /// waits for others to come to a new generation. Default 600.
     pub wait_timeout_s: u64,
     /// Milliseconds that the run waits for more workers than `min_workers` when more are expected, and a joiner for
     /// others that may come with it. Default 2000.
