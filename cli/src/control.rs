@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use polo_proto::v1::{CheckpointRequest, StopRequest, control_client::ControlClient};
+use polo_proto::v1::{CheckpointRequest, DrainRequest, StopRequest, control_client::ControlClient};
 use tonic::{
     Code,
     transport::{Channel, Endpoint},
@@ -20,6 +20,15 @@ pub struct AddressArgs {
     /// Where the coordinator listens
     #[arg(long, env = "POLO_COORDINATOR", default_value = "http://127.0.0.1:7070", value_name = "URL")]
     pub address: String,
+}
+
+/// Arguments of `polo drain`.
+#[derive(Debug, Clone, Args)]
+pub struct DrainArgs {
+    /// The worker's name, as `polo status` shows it
+    pub worker: String,
+    #[command(flatten)]
+    address: AddressArgs,
 }
 
 /// A client of the coordinator at `address`, within a bounded time.
@@ -59,5 +68,13 @@ pub async fn checkpoint(args: AddressArgs) -> Result<(), CliError> {
 pub async fn stop(args: AddressArgs) -> Result<(), CliError> {
     connect(&args.address).await?.stop(StopRequest {}).await.map_err(refused(&args.address))?;
     eprintln!("the run stops at the next step boundary, with a checkpoint");
+    Ok(())
+}
+
+/// `polo drain`.
+pub async fn drain(args: DrainArgs) -> Result<(), CliError> {
+    let (address, worker_id) = (&args.address.address, args.worker.clone());
+    connect(address).await?.drain(DrainRequest { worker_id }).await.map_err(refused(address))?;
+    eprintln!("worker {} hands back what it holds and leaves", args.worker);
     Ok(())
 }

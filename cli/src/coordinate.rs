@@ -1,9 +1,9 @@
 //! `polo coordinator`, and what it shares with `polo run`: serving a run and telling people of it.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use clap::Args;
-use polo_coordinator::{News, Run, StopHandle, machine::Outcome};
+use polo_coordinator::{News, Opening, Run, StopHandle, Tcp, machine::Outcome};
 use polo_recipe::config::Recipe;
 use polo_store::recipe_file;
 use tokio::{
@@ -25,6 +25,9 @@ pub struct ServeArgs {
     /// Where the coordinator listens; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:7070", value_name = "ADDRESS")]
     pub listen: SocketAddr,
+    /// Takes a store that cannot keep two coordinators apart; make sure that there is never a second one
+    #[arg(long)]
+    pub unfenced: bool,
     /// Prints a progress line every so many steps
     #[arg(long, default_value_t = 1, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
     pub log_every: u64,
@@ -61,7 +64,8 @@ pub async fn open(args: &ServeArgs, expected_workers: usize) -> Result<Opened, C
     let listener = TcpListener::bind(args.listen).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     let (sender, news) = mpsc::unbounded_channel();
-    let run = Run::open(&recipe, expected_workers, sender).await?;
+    let opening = Opening { expected_workers, address, unfenced: args.unfenced, outside: Arc::new(Tcp) };
+    let run = Run::open(&recipe, opening, sender).await?;
     for note in run.notes() {
         say(format_args!("note: {note}"));
     }

@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, path::PathBuf};
 use polo_coordinator::CoordinatorError;
 use polo_store::recipe_file::RecipeFileError;
 
-use crate::{export, prepare, recipe, verify};
+use crate::{chaos, export, prepare, recipe, samples, verify};
 
 /// Everything that ends a command.
 #[derive(Debug, thiserror::Error)]
@@ -19,7 +19,11 @@ pub enum CliError {
     #[error(transparent)]
     Verify(#[from] verify::Error),
     #[error(transparent)]
+    Samples(#[from] samples::Error),
+    #[error(transparent)]
     Export(#[from] export::Error),
+    #[error(transparent)]
+    Chaos(#[from] chaos::Error),
     #[error(transparent)]
     Coordinator(#[from] CoordinatorError),
     #[error("cannot listen on {address}: {source}; is another run on that port? choose another with --listen")]

@@ -2,6 +2,7 @@
 //!
 //! Data goes to standard output, everything said to people to standard error.
 
+mod chaos;
 mod control;
 mod coordinate;
 mod error;
@@ -10,6 +11,7 @@ mod prepare;
 mod progress;
 mod recipe;
 mod run;
+mod samples;
 mod status;
 mod stored_run;
 mod talk;
@@ -55,8 +57,14 @@ enum Command {
     Checkpoint(control::AddressArgs),
     /// Stops a run at the next step boundary, with a checkpoint
     Stop(control::AddressArgs),
+    /// Has a worker hand back what it holds and leave
+    Drain(control::DrainArgs),
+    /// Runs a recipe while hurting it in every way that it promises to survive, and compares the results
+    Chaos(chaos::ChaosArgs),
     /// Checks a run's checkpoints and prints planned and trained tokens
     Verify(verify::Args),
+    /// Prints the documents that a step is trained on
+    Samples(samples::Args),
     /// Writes a checkpoint as a Hugging Face folder
     Export(export::Args),
     /// Shows what a recipe says
@@ -88,6 +96,8 @@ async fn dispatch(command: Command) -> Result<(), CliError> {
         Command::Status(args) => status::run(args).await,
         Command::Checkpoint(args) => control::checkpoint(args).await,
         Command::Stop(args) => control::stop(args).await,
+        Command::Drain(args) => control::drain(args).await,
+        Command::Chaos(args) => chaos::run(args).await,
         Command::Verify(args) => {
             let recipe = load_optional(&args.run.recipe)?;
             Ok(verify::run(args, recipe).await?)
@@ -95,6 +105,10 @@ async fn dispatch(command: Command) -> Result<(), CliError> {
         Command::Export(args) => {
             let recipe = load_optional(&args.run.recipe)?;
             Ok(export::run(args, recipe).await?)
+        }
+        Command::Samples(args) => {
+            let recipe = load_optional(&args.run.recipe)?;
+            Ok(samples::run(args, recipe).await?)
         }
         Command::Recipe(args) => Ok(recipe::run(args)?),
     }

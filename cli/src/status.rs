@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use clap::Args;
-use polo_proto::v1::{GetStatusRequest, RunPhase, Status, WatchStatusRequest};
+use polo_proto::v1::{Bill, GetStatusRequest, Incident, Member, Role, RunPhase, Status, WatchStatusRequest};
 use serde_json::json;
 
 use crate::{
@@ -61,30 +61,21 @@ fn phase(status: &Status) -> &'static str {
 
 fn to_text(status: &Status) -> String {
     let mut lines = vec![format!(
-        "{} {}: step {} of {}, generation {}, checkpoint {}",
+        "{} {}: step {} of {}, generation {}, checkpoint {}{}",
         status.run,
         phase(status),
         status.step,
         status.num_steps,
         status.generation,
-        status.checkpoint_step.map_or("none".into(), |step| step.to_string())
+        status.checkpoint_step.map_or("none".into(), |step| step.to_string()),
+        status.goodput.map(|share| format!(", goodput {:.1} %", share * 100.0)).unwrap_or_default()
     )];
     if !status.waiting_for.is_empty() {
         lines.push(format!("  waiting for {}", status.waiting_for));
     }
     lines.extend(status.last_step.iter().map(|step| format!("  {}", line(step))));
-    for member in &status.members {
-        let rank = member.rank.map_or("-".into(), |rank| rank.to_string());
-        lines.push(format!(
-            "  rank {rank:>3}  {} (pid {} on {})  step {}  {}  heard {} ms ago",
-            member.worker_id, member.pid, member.host, member.step, member.phase, member.last_heard_ms_ago
-        ));
-    }
-    for incident in &status.incidents {
-        let who = if incident.worker_id.is_empty() { "-" } else { &incident.worker_id };
-        let recovery = incident.recovery_ms.map_or("not over".into(), |ms| format!("next step after {ms} ms"));
-        lines.push(format!("  incident at step {}: {who}: {}; {recovery}", incident.step, incident.cause));
-    }
+    lines.extend(status.members.iter().map(member_line));
+    lines.extend(status.incidents.iter().map(incident_line));
     if !status.error.is_empty() {
         lines.push(format!("  error: {}", status.error));
     }
@@ -92,6 +83,57 @@ fn to_text(status: &Status) -> String {
         lines.push(format!("  state digest {}", status.state_digest));
     }
     lines.join("\n")
+}
+
+/// What a worker does in the generation that runs.
+fn role(member: &Member) -> Option<&'static str> {
+    match member.role() {
+        Role::Unspecified => None,
+        Role::Member => Some("member"),
+        Role::Spare => Some("spare"),
+        Role::Leaving => Some("leaving"),
+    }
+}
+
+fn member_line(member: &Member) -> String {
+    let rank = member.rank.map_or("-".into(), |rank| rank.to_string());
+    let mut line = format!(
+        "  rank {rank:>3}  {} {} (pid {} on {})  step {}  {}  heard {} ms ago",
+        role(member).unwrap_or("waiting"),
+        member.worker_id,
+        member.pid,
+        member.host,
+        member.step,
+        member.phase,
+        member.last_heard_ms_ago
+    );
+    if member.leaving {
+        line += "  asked to leave";
+    }
+    if let Some(slowdown) = member.slowdown {
+        line += &format!("  {slowdown:.1} times as slow as the others");
+    }
+    line
+}
+
+fn incident_line(incident: &Incident) -> String {
+    let who = if incident.worker_id.is_empty() { "-" } else { &incident.worker_id };
+    let recovery = incident.recovery_ms.map_or("not over".into(), |ms| format!("next step after {ms} ms"));
+    let parts = incident.bill.as_ref().map(parts).unwrap_or_default();
+    let paid: Vec<_> = parts.iter().filter_map(|(name, ms)| ms.map(|ms| format!("{name} {ms}"))).collect();
+    let bill = if paid.is_empty() { String::new() } else { format!(" ({})", paid.join(", ")) };
+    format!("  incident at step {}: {who}: {}; {recovery}{bill}", incident.step, incident.cause)
+}
+
+/// What was paid for, in order, and how much of it in ms.
+fn parts(bill: &Bill) -> [(&'static str, Option<u64>); 5] {
+    [
+        ("detect", bill.detect_ms),
+        ("abort", bill.abort_ms),
+        ("re-form", bill.reform_ms),
+        ("transfer", bill.transfer_ms),
+        ("redo", bill.redo_ms),
+    ]
 }
 
 fn to_json(status: &Status) -> serde_json::Value {
@@ -107,6 +149,7 @@ fn to_json(status: &Status) -> serde_json::Value {
         "step": status.step,
         "num_steps": status.num_steps,
         "stage": status.stage,
+        "goodput": status.goodput,
         "checkpoint_step": status.checkpoint_step,
         "last_step": status.last_step.as_ref().map(|step| json!({
             "step": step.step,
@@ -120,6 +163,9 @@ fn to_json(status: &Status) -> serde_json::Value {
             "eta_seconds": step.eta_seconds,
             "step_ms": step.step_ms,
             "data_wait_ms": step.data_wait_ms,
+            "sent_bytes": step.sent_bytes,
+            "received_bytes": step.received_bytes,
+            "skipped": step.skipped,
         })),
         "members": status.members.iter().map(|m| json!({
             "worker_id": m.worker_id,
@@ -129,6 +175,10 @@ fn to_json(status: &Status) -> serde_json::Value {
             "step": m.step,
             "phase": m.phase,
             "last_heard_ms_ago": m.last_heard_ms_ago,
+            "role": role(m),
+            "leaving": m.leaving,
+            "slowdown": m.slowdown,
+            "compute_ms": m.compute_ms,
         })).collect::<Vec<_>>(),
         "incidents": status.incidents.iter().map(|i| json!({
             "cause": i.cause,
@@ -136,6 +186,13 @@ fn to_json(status: &Status) -> serde_json::Value {
             "generation": i.generation,
             "step": i.step,
             "recovery_ms": i.recovery_ms,
+            "bill": i.bill.as_ref().map(|bill| json!({
+                "detect_ms": bill.detect_ms,
+                "abort_ms": bill.abort_ms,
+                "reform_ms": bill.reform_ms,
+                "transfer_ms": bill.transfer_ms,
+                "redo_ms": bill.redo_ms,
+            })),
         })).collect::<Vec<_>>(),
         "state_digest": status.state_digest,
         "error": status.error,

@@ -70,7 +70,9 @@ impl WorkerProcesses {
         let Some(Ok((id, status))) = self.lives.next().await else { return Err(CliError::NoWorkersLeft) };
         let words = status.map_or("unknown".to_string(), |status| status.to_string());
         say(format_args!("worker {id} exited: {words}"));
-        if self.respawn {
+        // One that leaves with success was asked to, or is not needed any more.
+        let has_left_well = status.is_some_and(|status| status.success());
+        if self.respawn && !has_left_well {
             let (started, num_short_lives) = self.started.get(&id).copied().unwrap_or((Instant::now(), 0));
             let num_short_lives = match started.elapsed() < SHORT_LIFE {
                 true if was_killed(status) => num_short_lives,

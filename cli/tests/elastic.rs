@@ -82,7 +82,7 @@ fn assert_all_planned_tokens_are_trained(lab: &Lab, store: &str) {
 
 /// Phases that are too short, or too rare, to be hit at random every time.
 const AIMED_PHASES: [&str; 6] =
-    ["update", "snapshot", "exchange", "meeting the other ranks", "moving state to joiners", "storing the last state"];
+    ["update", "snapshot", "exchange", "meeting the other ranks", "moving state", "storing the last state"];
 
 /// A run may end before a phase comes round again.
 const MOST_AIMED_RUNS: usize = 12;
@@ -110,7 +110,7 @@ fn kills_aimed_at_each_phase_change_nothing() {
 }
 
 /// Phases of a change of membership, which a kill brings about; a step need not come between.
-const FORMING_PHASES: [&str; 2] = ["meeting the other ranks", "moving state to joiners"];
+const FORMING_PHASES: [&str; 2] = ["meeting the other ranks", "moving state"];
 
 /// Kills the first worker that begins the phase on top of `targets`. Before a phase of training, it waits for a step.
 fn kill_at_phases(run: &mut Running, targets: &mut Vec<&str>) {

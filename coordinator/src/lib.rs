@@ -4,9 +4,11 @@
 //! workers train by themselves. It never links libtorch and never touches a parameter. Start reading at
 //! [`machine::State::step`], which decides everything; [`Run`] is the IO around it.
 
+mod clock;
 mod core;
 mod journal;
 pub mod machine;
+mod outside;
 mod probe;
 mod serve;
 mod services;
@@ -14,11 +16,13 @@ mod status;
 mod wire;
 
 use polo_recipe::error::RecipeError;
-use polo_store::{StoreError, corpus::ManifestError};
+use polo_store::{Dishonesty, StoreError, corpus::ManifestError};
 
 pub use self::{
     core::News,
-    serve::{Run, StopHandle},
+    journal::JournalError,
+    outside::{Outside, Tcp},
+    serve::{Opening, Run, StopHandle},
 };
 
 /// Why a run cannot be served.
@@ -45,6 +49,19 @@ pub enum CoordinatorError {
         corpus: u64,
         /// Ids of the model.
         model: u64,
+    },
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The store cannot keep two coordinators apart.
+    #[error(
+        "{url} cannot hold a run's journal: {seen}; use a store whose create-only puts hold (S3, GCS, Azure, a local folder), or pass --unfenced and make sure that there is never a second coordinator"
+    )]
+    DishonestStore {
+        /// The run's store.
+        url: String,
+        /// What it did.
+        seen: Dishonesty,
     },
     /// The gRPC server.
     #[error("the gRPC server failed: {0}")]

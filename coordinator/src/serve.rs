@@ -1,6 +1,6 @@
 //! Opens a run and serves it until it ends.
 
-use std::{collections::HashMap, num::NonZeroUsize, sync::Arc, time::Duration, time::Instant};
+use std::{collections::HashMap, net::SocketAddr, num::NonZeroUsize, sync::Arc, time::Duration};
 
 use polo_proto::v1::{control_server::ControlServer, coordination_server::CoordinationServer};
 use polo_recipe::{
@@ -11,16 +11,21 @@ use polo_recipe::{
 };
 use polo_store::{Store, checkpoint, corpus::CorpusManifest, run};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::TcpListener,
     sync::{mpsc, oneshot, watch},
+    time::Instant,
 };
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio_stream::{Stream, wrappers::TcpListenerStream};
+use tonic::transport::server::Connected;
 
 use crate::{
     CoordinatorError,
+    clock::Clock,
     core::{Core, Facts, Inbound, News},
-    journal::Journal,
-    machine::{Event, Outcome, Settings, State},
+    journal::{self, Fencing, Holder, Journal, JournalError},
+    machine::{Event, Outcome, Restored, Settings, State},
+    outside::Outside,
     services::Services,
     status::{Progress, status},
 };
@@ -33,6 +38,19 @@ pub struct Run {
     core: Core,
     inbound: mpsc::Receiver<Inbound>,
     services: Services,
+}
+
+/// How a run is opened.
+#[derive(Clone)]
+pub struct Opening {
+    /// Workers that are about to be started; the run begins without waiting for more.
+    pub expected_workers: usize,
+    /// Where this coordinator listens.
+    pub address: SocketAddr,
+    /// Whether a store is taken whose create-only puts do not hold, so that two coordinators could act at once.
+    pub unfenced: bool,
+    /// The way to others.
+    pub outside: Arc<dyn Outside>,
 }
 
 /// Asks a run to stop.
@@ -49,11 +67,11 @@ impl StopHandle {
 impl Run {
     /// Reads what the run's store and corpus hold, and checks that they belong to the recipe.
     ///
-    /// `expected_workers` is how many are about to be started; the run begins without waiting for more. What happens
-    /// is told to `news`.
+    /// A run that another coordinator has left is taken up where it was; one that another one holds is refused. What
+    /// happens is told to `news`.
     pub async fn open(
         recipe: &Recipe,
-        expected_workers: usize,
+        opening: Opening,
         news: mpsc::UnboundedSender<News>,
     ) -> Result<Self, CoordinatorError> {
         let corpus = CorpusManifest::load(&Store::open(&recipe.corpus.url)?).await?;
@@ -63,10 +81,10 @@ impl Run {
         let store = Store::open(&recipe.run.store)?;
         run::put_recipe(&store, recipe).await?;
         let layout = Layout::qwen2(&recipe.model.qwen2);
-        let journal = Journal::new(store.clone());
-        let steps = checkpoint::list_steps(&store).await?.into_iter().map(Step).collect();
-        let settings = settings(recipe, &corpus, &plan, &layout, expected_workers);
-        let state = State::new(settings, journal.last_generation().await?, steps, 0);
+        let (journal, mut restored) = take_up(&store, recipe, &opening).await?;
+        restored.checkpoints = checkpoint::list_steps(&store).await?.into_iter().map(Step).collect();
+        let settings = settings(recipe, &corpus, &plan, &layout, opening.expected_workers);
+        let (state, first) = State::restore(settings, restored, 0);
         let keep = NonZeroUsize::new(recipe.checkpoint.keep).unwrap_or(NonZeroUsize::MIN);
         let facts = Facts {
             run: recipe.run.name.clone(),
@@ -74,23 +92,28 @@ impl Run {
             corpus: corpus.digest(),
             heartbeat_interval_ms: (recipe.workers.heartbeat_timeout_ms / 5).max(1),
             secret: rand::random(),
+            epoch: journal.epoch,
+            outside: opening.outside,
             layout,
             plan,
             store,
             keep,
             storing: Default::default(),
         };
-        Ok(Self::new(facts, state, journal, news))
+        let mut run = Self::new(facts, state, journal, news);
+        first.into_iter().for_each(|action| run.core.act(action));
+        Ok(run)
     }
 
     fn new(facts: Facts, state: State, journal: Journal, news: mpsc::UnboundedSender<News>) -> Self {
         let (sender, inbound) = mpsc::channel(1024);
         let progress = Progress::default();
         let first = status(&state, &progress, &facts.plan, &facts.run, &facts.recipe_identity, 0);
-        let (status, watched) = watch::channel(first);
-        let services = Services { inbound: sender.clone(), status: watched };
+        let (status, _) = watch::channel(first);
+        let facts = Arc::new(facts);
+        let services = Services { inbound: sender.clone(), facts: facts.clone() };
         let core = Core {
-            facts: Arc::new(facts),
+            facts,
             state,
             journal,
             progress,
@@ -98,7 +121,8 @@ impl Run {
             inbound: sender,
             status,
             news,
-            started: Instant::now(),
+            clock: Clock::start(Instant::now()),
+            publish_at: None,
         };
         Self { core, inbound, services }
     }
@@ -119,7 +143,18 @@ impl Run {
     }
 
     /// Serves workers and people until the run has ended.
-    pub async fn serve(mut self, listener: TcpListener) -> Result<Outcome, CoordinatorError> {
+    pub async fn serve(self, listener: TcpListener) -> Result<Outcome, CoordinatorError> {
+        self.serve_incoming(TcpListenerStream::new(listener)).await
+    }
+
+    /// As [`Run::serve`], on connections of any kind.
+    pub async fn serve_incoming<S>(
+        mut self,
+        incoming: impl Stream<Item = std::io::Result<S>> + Send + 'static,
+    ) -> Result<Outcome, CoordinatorError>
+    where
+        S: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+    {
         let (shut_down, shutting_down) = oneshot::channel::<()>();
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<CoordinationServer<Services>>().await;
@@ -137,20 +172,43 @@ impl Run {
             .add_service(reflection().build_v1()?)
             // Clients of some years ago know only this name of it.
             .add_service(reflection().build_v1alpha()?)
-            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
+            .serve_with_incoming_shutdown(incoming, async {
                 let _ = shutting_down.await;
             });
         let server = tokio::spawn(server);
         let outcome = self.core.run(self.inbound).await;
         // Dropping the core closes every session and status stream after what was said last.
-        drop(self.core);
+        let journal = self.core.into_journal();
         let _ = shut_down.send(());
+        journal.close().await;
         match tokio::time::timeout(FAREWELL, server).await {
             Ok(Ok(served)) => served?,
             Ok(Err(_)) | Err(_) => tracing::debug!("some streams were still open at the end"),
         }
         Ok(outcome)
     }
+}
+
+/// Makes this coordinator the one that holds the run.
+async fn take_up(store: &Store, recipe: &Recipe, opening: &Opening) -> Result<(Journal, Restored), CoordinatorError> {
+    let fencing = match (store.find_dishonesty().await?, opening.unfenced) {
+        (None, _) => Fencing::CreateOnly,
+        (Some(seen), true) => {
+            tracing::warn!("{} cannot fence: {seen}; a second coordinator of this run could act as well", store.url());
+            Fencing::None
+        }
+        (Some(seen), false) => return Err(CoordinatorError::DishonestStore { url: store.url().into(), seen }),
+    };
+    let past = journal::read(store).await?;
+    let own = Holder::here(opening.address);
+    if let Some(holder) = &past.holder
+        && journal::is_alive(holder, &recipe.identity(), &own, &*opening.outside).await
+    {
+        let (url, address) = (store.url().into(), holder.address.clone());
+        return Err(JournalError::Held { url, holder: holder.to_string(), address }.into());
+    }
+    let journal = Journal::take_up(store.clone(), &past, own, fencing).await?;
+    Ok((journal, past.restored))
 }
 
 fn check_vocabulary(recipe: &Recipe, corpus: &CorpusManifest) -> Result<(), CoordinatorError> {
@@ -173,12 +231,13 @@ fn settings(
         recipe_identity: recipe.identity(),
         corpus_digest: corpus.digest().to_string(),
         num_steps: Step(plan.num_steps()),
-        num_slots: recipe.batch.slots,
+        max_members: workers.max_workers.unwrap_or(recipe.batch.slots).min(recipe.batch.slots),
         num_chunks: layout.chunks.len(),
         min_workers: workers.min_workers,
         expected_workers,
         settle_ms: workers.settle_ms,
         wait_timeout_ms: workers.wait_timeout_s * 1000,
         heartbeat_timeout_ms: workers.heartbeat_timeout_ms,
+        evict_stragglers: workers.evict_stragglers,
     }
 }

@@ -1,16 +1,16 @@
 //! The gRPC services: sessions and requests become events, the machine's words become messages.
 
-use std::{net::SocketAddr, pin::Pin};
+use std::{net::SocketAddr, pin::Pin, sync::Arc};
 
 use futures::{Stream, StreamExt};
-use polo_proto::v1::{self, session_request, session_response};
-use tokio::sync::{mpsc, watch};
+use polo_proto::v1::{self, session_request};
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
-    core::Inbound,
-    machine::{Event, Introduction, WorkerId},
+    core::{Facts, Inbound},
+    machine::{Event, Introduction, Standing, Tell, WorkerId},
     wire,
 };
 
@@ -23,13 +23,24 @@ type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 #[derive(Clone)]
 pub struct Services {
     pub(crate) inbound: mpsc::Sender<Inbound>,
-    pub(crate) status: watch::Receiver<v1::Status>,
+    pub(crate) facts: Arc<Facts>,
 }
 
 impl Services {
     async fn tell_core(&self, inbound: Inbound) -> Result<(), Status> {
-        self.inbound.send(inbound).await.map_err(|_| Status::unavailable("the run has ended"))
+        self.inbound.send(inbound).await.map_err(|_| has_ended())
     }
+
+    /// Asks the core something that it answers once.
+    async fn ask_core<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Inbound) -> Result<T, Status> {
+        let (answer, answered) = oneshot::channel();
+        self.tell_core(question(answer)).await?;
+        answered.await.map_err(|_| has_ended())
+    }
+}
+
+fn has_ended() -> Status {
+    Status::unavailable("the run has ended")
 }
 
 #[tonic::async_trait]
@@ -42,12 +53,15 @@ impl v1::coordination_server::Coordination for Services {
     ) -> Result<Response<Self::SessionStream>, Status> {
         let from = request.remote_addr();
         let mut messages = request.into_inner();
-        let (worker, introduction) = first_hello(&mut messages).await?;
+        let (worker, introduction, standing) = first_hello(&mut messages).await?;
         let (sender, receiver) = mpsc::channel(SESSION_QUEUE);
         tracing::debug!(%worker, ?from, "session opened");
-        self.open(&worker, introduction.clone(), from, sender).await?;
-        tokio::spawn(listen(self.clone(), worker, introduction.incarnation, messages));
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver).map(Ok))))
+        let incarnation = introduction.incarnation;
+        self.open(&worker, introduction, standing, from, sender).await?;
+        tokio::spawn(listen(self.clone(), worker, incarnation, messages));
+        // Made into messages only as they are sent: a large generation's take much room, and there is one for each worker.
+        let facts = self.facts.clone();
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver).map(move |tell| Ok(facts.response(tell))))))
     }
 }
 
@@ -56,13 +70,14 @@ impl Services {
         &self,
         worker: &WorkerId,
         mut introduction: Introduction,
+        standing: Standing,
         from: Option<SocketAddr>,
-        sender: mpsc::Sender<v1::SessionResponse>,
+        sender: mpsc::Sender<Tell>,
     ) -> Result<(), Status> {
         introduction.data_address = reachable_address(&introduction.data_address, from);
         let incarnation = introduction.incarnation;
         self.tell_core(Inbound::Opened(worker.clone(), incarnation, sender)).await?;
-        self.tell_core(Inbound::Event(Event::Hello(worker.clone(), introduction))).await
+        self.tell_core(Inbound::Event(Event::Hello(worker.clone(), introduction, standing))).await
     }
 }
 
@@ -76,7 +91,9 @@ fn reachable_address(announced: &str, from: Option<SocketAddr>) -> String {
     }
 }
 
-async fn first_hello(messages: &mut Streaming<v1::SessionRequest>) -> Result<(WorkerId, Introduction), Status> {
+async fn first_hello(
+    messages: &mut Streaming<v1::SessionRequest>,
+) -> Result<(WorkerId, Introduction, Standing), Status> {
     match messages.message().await?.and_then(|m| m.message) {
         Some(session_request::Message::Hello(hello)) => Ok(wire::introduction(hello)),
         _ => Err(Status::invalid_argument(wire::WireError::NoHello.to_string())),
@@ -111,7 +128,7 @@ impl v1::control_server::Control for Services {
     type WatchStatusStream = Responses<v1::WatchStatusResponse>;
 
     async fn get_status(&self, _: Request<v1::GetStatusRequest>) -> Result<Response<v1::GetStatusResponse>, Status> {
-        let status = self.status.borrow().clone();
+        let status = self.ask_core(Inbound::Status).await?;
         Ok(Response::new(v1::GetStatusResponse { status: Some(status) }))
     }
 
@@ -119,7 +136,7 @@ impl v1::control_server::Control for Services {
         &self,
         _: Request<v1::WatchStatusRequest>,
     ) -> Result<Response<Self::WatchStatusStream>, Status> {
-        let statuses = WatchStream::new(self.status.clone());
+        let statuses = WatchStream::new(self.ask_core(Inbound::Watch).await?);
         Ok(Response::new(Box::pin(statuses.map(|s| Ok(v1::WatchStatusResponse { status: Some(s) })))))
     }
 
@@ -132,10 +149,10 @@ impl v1::control_server::Control for Services {
         self.tell_core(Inbound::Event(Event::StopRequested)).await?;
         Ok(Response::new(v1::StopResponse {}))
     }
-}
 
-/// Whether a message is the last that a session carries.
-pub(crate) fn is_farewell(response: &v1::SessionResponse) -> bool {
-    use session_response::Message;
-    matches!(response.message, Some(Message::Refused(_) | Message::GivenUp(_) | Message::Release(_)))
+    async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<v1::DrainResponse>, Status> {
+        let worker = WorkerId(request.into_inner().worker_id);
+        let drained = self.ask_core(|answer| Inbound::Drain(worker, answer)).await?;
+        drained.map(|()| Response::new(v1::DrainResponse {})).map_err(Status::not_found)
+    }
 }

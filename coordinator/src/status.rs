@@ -3,7 +3,10 @@
 use polo_proto::v1;
 use polo_recipe::{ids::Step, plan::Plan};
 
-use crate::machine::{Formation, Hold, Incident, Member, NowMs, Outcome, State, WorkerId};
+use crate::{
+    machine::{Bill, Formation, Hold, Incident, Member, NowMs, Outcome, State, WorkerId},
+    wire,
+};
 
 /// What the shell knows of progress beside the machine.
 #[derive(Debug, Default)]
@@ -43,6 +46,9 @@ fn summary(report: v1::StepReport, plan: &Plan, mean_ms: f64) -> v1::StepSummary
         eta_seconds: (steps_left as f64 * mean_ms / 1000.0).round() as u64,
         step_ms: report.step_ms,
         data_wait_ms: report.data_wait_ms,
+        sent_bytes: report.sent_bytes,
+        received_bytes: report.received_bytes,
+        skipped: report.skipped,
         sources: report.sources,
     }
 }
@@ -73,6 +79,7 @@ pub fn status(
         incidents: state.incidents().iter().map(incident).collect(),
         state_digest,
         error,
+        goodput: state.goodput().share(now),
     }
 }
 
@@ -99,45 +106,58 @@ fn phase(state: &State) -> v1::RunPhase {
 
 fn waiting_for(state: &State, now: NowMs) -> String {
     let seconds = |until_ms: NowMs| until_ms.saturating_sub(now).div_ceil(1000);
-    match state.next_membership(now) {
+    match state.hold() {
         _ if state.outcome().is_some() => String::new(),
-        Err(Hold::TooFew { present, needed, until_ms }) => {
-            format!("{needed} workers, {present} here; gives up in {} s", seconds(until_ms))
+        Hold::TooFew { present, needed, until_ms } => {
+            format!("{needed} workers, {present} here; gives up in {} s", seconds(*until_ms))
         }
-        Err(Hold::Company { present, expected, until_ms }) => {
-            format!("{expected} workers, {present} here; goes on without the others in {} s", seconds(until_ms))
+        Hold::Company { present, expected, until_ms } => {
+            format!("{expected} workers, {present} here; goes on without the others in {} s", seconds(*until_ms))
         }
-        Err(Hold::Probe(workers)) => {
-            let names: Vec<_> = workers.iter().map(|w| w.0.as_str()).collect();
-            format!("a sign of life of {}", names.join(", "))
-        }
-        Err(Hold::Journal) => "the journal to take the next generation".into(),
-        Err(Hold::Settled) | Ok(_) => String::new(),
+        Hold::Probe(workers) => format!("a sign of life of {}", names(workers)),
+        Hold::Away(workers) => format!("a session with {}, or its heartbeat to lapse", names(workers)),
+        Hold::Drain(workers) => format!("a checkpoint, after which {} may leave", names(workers)),
+        Hold::Journal => "the journal to take the next generation".into(),
+        Hold::Settled => String::new(),
     }
 }
 
+fn names(workers: &[WorkerId]) -> String {
+    let names: Vec<_> = workers.iter().map(|w| w.0.as_str()).collect();
+    names.join(", ")
+}
+
 fn member(state: &State, worker: &WorkerId, member: &Member, now: NowMs) -> v1::Member {
-    let rank = match state.formation() {
-        Formation::Running { members } => members.iter().position(|w| w == worker),
-        _ => None,
-    };
+    let seat = state.seat_of(worker);
+    let role = seat.map_or(v1::Role::Unspecified, |(_, role)| wire::role(role));
     v1::Member {
         worker_id: worker.0.clone(),
         host: member.introduction.host.clone(),
         pid: member.introduction.pid,
-        rank: rank.map(|r| r as u32),
+        rank: seat.map(|(rank, _)| rank.0),
         step: member.step.0,
         phase: member.phase.clone(),
         last_heard_ms_ago: now.saturating_sub(member.last_heard_ms),
+        role: role.into(),
+        leaving: state.is_leaving(worker),
+        slowdown: member.slowness.slowdown(),
+        compute_ms: member.slowness.mean_compute_ms(),
     }
 }
 
 fn incident(incident: &Incident) -> v1::Incident {
+    let went_back = incident.went_back.map(|back| format!("; {back}")).unwrap_or_default();
     v1::Incident {
-        cause: incident.cause.to_string(),
+        cause: format!("{}{went_back}", incident.cause),
         worker_id: incident.worker.as_ref().map(|w| w.0.clone()).unwrap_or_default(),
         generation: incident.generation.0,
         step: incident.step.0,
         recovery_ms: incident.recovery_ms,
+        bill: Some(bill(&incident.bill)),
     }
+}
+
+fn bill(bill: &Bill) -> v1::Bill {
+    let Bill { detect_ms, abort_ms, reform_ms, transfer_ms, redo_ms } = *bill;
+    v1::Bill { detect_ms, abort_ms, reform_ms, transfer_ms, redo_ms }
 }

@@ -3,7 +3,9 @@
 use polo_proto::v1::{self, session_request, session_response};
 use polo_recipe::ids::{Generation, Rank, Step};
 
-use crate::machine::{CheckpointPart, Introduction, Said, Tell, WorkerId};
+use crate::machine::{
+    Arrival, CheckpointPart, Introduction, Peer, Remedy, Role, Said, Standing, StepDone, Tell, WorkerId,
+};
 
 /// A message that makes no sense.
 #[derive(Debug, thiserror::Error)]
@@ -27,8 +29,10 @@ pub enum WireError {
     },
 }
 
-/// The name and introduction in a hello.
-pub fn introduction(hello: v1::Hello) -> (WorkerId, Introduction) {
+/// What a hello says.
+pub fn introduction(hello: v1::Hello) -> (WorkerId, Introduction, Standing) {
+    let standing =
+        Standing { generation: Generation(hello.generation), step: hello.step.map(Step), is_leaving: hello.leaving };
     let introduction = Introduction {
         incarnation: hello.incarnation,
         recipe_identity: hello.recipe_identity,
@@ -37,7 +41,7 @@ pub fn introduction(hello: v1::Hello) -> (WorkerId, Introduction) {
         host: hello.host,
         pid: hello.pid,
     };
-    (WorkerId(hello.worker_id), introduction)
+    (WorkerId(hello.worker_id), introduction, standing)
 }
 
 /// What a message after the hello says.
@@ -45,11 +49,19 @@ pub fn said(message: v1::SessionRequest) -> Result<Said, WireError> {
     use session_request::Message;
     Ok(match message.message.ok_or(WireError::Empty)? {
         Message::Hello(_) => return Err(WireError::SecondHello),
-        Message::Heartbeat(m) => Said::Heartbeat { step: Step(m.step), phase: m.phase },
-        Message::Step(m) => Said::StepDone { generation: Generation(m.generation), step: Step(m.step) },
+        Message::Heartbeat(m) => Said::Heartbeat { step: Step(m.step), phase: m.phase, phase_ms: m.phase_ms },
+        Message::Step(m) => Said::StepDone(StepDone {
+            generation: Generation(m.generation),
+            step: Step(m.step),
+            step_ms: m.step_ms,
+            compute_ms: m.compute_ms,
+            num_slots: m.num_slots,
+        }),
+        Message::Arrived(m) => Said::Arrived(arrival(m)),
+        Message::Leaving(_) => Said::Leaving,
         Message::PlaneLost(m) => Said::PlaneLost {
             generation: Generation(m.generation),
-            suspects: m.suspects.into_iter().map(Rank).collect(),
+            suspects: ranks(m.suspects),
             reason: m.reason,
             timed_out: m.timed_out,
         },
@@ -57,11 +69,61 @@ pub fn said(message: v1::SessionRequest) -> Result<Said, WireError> {
         Message::CheckpointDamaged(m) => {
             Said::CheckpointDamaged { generation: Generation(m.generation), step: Step(m.step), problem: m.problem }
         }
-        Message::Finished(m) => {
-            Said::Finished { generation: Generation(m.generation), step: Step(m.step), state_digest: m.state_digest }
-        }
+        Message::Finished(m) => Said::Finished { generation: Generation(m.generation), step: Step(m.step) },
+        Message::CopiesDiffer(m) => Said::CopiesDiffer {
+            generation: Generation(m.generation),
+            step: Step(m.step),
+            chunk: m.chunk,
+            suspects: ranks(m.suspects),
+            is_certain: m.is_certain,
+        },
+        Message::NumericalTrouble(m) => Said::NumericalTrouble {
+            generation: Generation(m.generation),
+            step: Step(m.step),
+            remedy: remedy(m.action()).ok_or(WireError::Empty)?,
+            suspects: ranks(m.suspects),
+        },
         Message::Failed(m) => Said::Failed { reason: m.reason, ends_run: m.ends_run },
     })
+}
+
+fn ranks(ranks: Vec<u32>) -> Vec<Rank> {
+    ranks.into_iter().map(Rank).collect()
+}
+
+fn arrival(m: v1::Arrived) -> Arrival {
+    Arrival {
+        generation: Generation(m.generation),
+        step: Step(m.step),
+        is_from_checkpoint: m.origin() == v1::Origin::Checkpoint,
+        num_lost_chunks: m.num_lost_chunks,
+        abort_ms: m.abort_ms,
+        transfer_ms: m.transfer_ms,
+    }
+}
+
+fn remedy(action: v1::TroubleAction) -> Option<Remedy> {
+    match action {
+        v1::TroubleAction::Unspecified => None,
+        v1::TroubleAction::Stop => Some(Remedy::Stop),
+        v1::TroubleAction::Skip => Some(Remedy::Skip),
+        v1::TroubleAction::Recheck => Some(Remedy::Recheck),
+        v1::TroubleAction::Blame => Some(Remedy::Blame),
+    }
+}
+
+/// A role as a message has it.
+pub fn role(role: Role) -> v1::Role {
+    match role {
+        Role::Member => v1::Role::Member,
+        Role::Spare => v1::Role::Spare,
+        Role::Leaving => v1::Role::Leaving,
+    }
+}
+
+fn peer(peer: &Peer) -> v1::Peer {
+    let Peer { worker, data_address, role: what } = peer;
+    v1::Peer { worker_id: worker.0.clone(), data_address: data_address.clone(), role: role(*what).into() }
 }
 
 fn part(m: v1::CheckpointPart) -> Result<CheckpointPart, WireError> {
@@ -70,8 +132,9 @@ fn part(m: v1::CheckpointPart) -> Result<CheckpointPart, WireError> {
         Ok((c.chunk, bytes.map_err(|_| WireError::BadDigest { chunk: c.chunk, num_bytes: c.digest.len() })?))
     };
     let chunks = m.chunks.into_iter().map(digest).collect::<Result<_, _>>()?;
+    let witnessed = m.witnessed.into_iter().map(digest).collect::<Result<_, _>>()?;
     let trained = m.trained.into_iter().map(|t| (t.stage, t.source, t.num_tokens)).collect();
-    Ok(CheckpointPart { step: Step(m.step), chunks, trained })
+    Ok(CheckpointPart { step: Step(m.step), chunks, witnessed, trained })
 }
 
 /// What a worker is told, as a message. `run` and `heartbeat_interval_ms` go into a welcome, `secret` makes a
@@ -80,15 +143,16 @@ pub fn response(
     tell: Tell,
     run: &str,
     heartbeat_interval_ms: u64,
+    epoch: u64,
     secret: impl Fn(Generation) -> [u8; 32],
 ) -> v1::SessionResponse {
     use session_response::Message;
     let message = match tell {
-        Tell::Welcome => Message::Welcome(v1::Welcome { run: run.into(), heartbeat_interval_ms }),
+        Tell::Welcome => Message::Welcome(v1::Welcome { run: run.into(), heartbeat_interval_ms, epoch }),
         Tell::Generation { generation, rank, peers, checkpoint } => Message::Generation(v1::GenerationStart {
             generation: generation.0,
             rank: rank.0,
-            peers: peers.into_iter().map(|(w, data_address)| v1::Peer { worker_id: w.0, data_address }).collect(),
+            peers: peers.iter().map(peer).collect(),
             secret: secret(generation).to_vec(),
             checkpoint_step: checkpoint.map(|s| s.0),
         }),
@@ -96,6 +160,7 @@ pub fn response(
         Tell::Stop => Message::Stop(v1::StopAtBoundary {}),
         Tell::Checkpoint => Message::Checkpoint(v1::CheckpointAtBoundary {}),
         Tell::GivenUp(reason) => Message::GivenUp(v1::GivenUp { reason }),
+        Tell::Drained => Message::Drained(v1::Drained {}),
         Tell::Refused(reason) => Message::Refused(v1::Refused { reason }),
         Tell::Release => Message::Release(v1::Release {}),
     };

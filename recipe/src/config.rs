@@ -165,11 +165,36 @@ pub struct Optimizer {
     pub weight_decay: f64,
     /// Norm above which the whole gradient is scaled down to it. Default 1.0.
     pub max_grad_norm: f64,
+    /// What is done when a step's loss or gradient is not finite. Default `stop`.
+    // Left out where it is the default, so that it changes no identity from before there was a choice.
+    #[serde(skip_serializing_if = "OnNonFinite::is_default")]
+    pub on_non_finite: OnNonFinite,
+}
+
+/// What is done when a step's loss or gradient is not finite: an infinity or not a number. All workers see it before the
+/// update and do the same.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnNonFinite {
+    /// The run stops with an error; its checkpoints stay.
+    #[default]
+    Stop,
+    /// The step's update is left out; its samples count as trained.
+    Skip,
+    /// Other workers compute the same samples. If their numbers are finite, they are used and the worker that had others
+    /// is dismissed; if not, the data is at fault and the step is skipped.
+    Recheck,
 }
 
 impl Default for Optimizer {
     fn default() -> Self {
-        Self { betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.1, max_grad_norm: 1.0 }
+        Self { betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.1, max_grad_norm: 1.0, on_non_finite: OnNonFinite::Stop }
+    }
+}
+
+impl OnNonFinite {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
     }
 }
 
@@ -195,6 +220,16 @@ impl Default for Checkpoint {
 pub struct Workers {
     /// Fewest workers with which steps are trained. Default 1.
     pub min_workers: usize,
+    /// Most workers that train; further ones wait as spares that hold current parameters. Default: `batch.slots`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_workers: Option<usize>,
+    /// How many workers hold each chunk's moments and apply its update: a number, or `"all"`. With 2 or more the loss of
+    /// one worker costs no read of the store; with 1 memory is least. Default 2.
+    pub copies: Copies,
+    /// Whether a worker that is consistently slower than the others is replaced when there is a spare. Default false.
+    pub evict_stragglers: bool,
+    /// Seconds that a worker which was asked to leave has for it. Default 30.
+    pub drain_timeout_s: u64,
     /// Seconds that the run waits with fewer than `min_workers`, at its start or later, before it fails, and that a worker
     /// waits for others to come to a new generation. Default 600.
     pub wait_timeout_s: u64,
@@ -216,12 +251,72 @@ impl Default for Workers {
     fn default() -> Self {
         Self {
             min_workers: 1,
+            max_workers: None,
+            copies: Copies::default(),
+            evict_stragglers: false,
+            drain_timeout_s: 30,
             wait_timeout_s: 600,
             settle_ms: 2000,
             heartbeat_timeout_ms: 2000,
             connect_timeout_s: 10,
             exchange_timeout_s: 300,
             coordinator_timeout_s: 600,
+        }
+    }
+}
+
+/// How many workers hold each chunk's moments and apply its update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "CopiesText", into = "CopiesText")]
+pub enum Copies {
+    /// Every worker: plain data parallel.
+    All,
+    /// So many, or all if there are fewer; 1 is ZeRO-1.
+    Number(usize),
+}
+
+impl Default for Copies {
+    fn default() -> Self {
+        Self::Number(2)
+    }
+}
+
+impl Copies {
+    /// Owners of a chunk among `world` workers.
+    pub fn among(self, world: usize) -> usize {
+        match self {
+            Self::All => world,
+            Self::Number(number) => number.min(world),
+        }
+    }
+}
+
+/// As it is written: a number or `"all"`.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum CopiesText {
+    Number(usize),
+    Word(String),
+}
+
+impl TryFrom<CopiesText> for Copies {
+    type Error = String;
+
+    fn try_from(text: CopiesText) -> Result<Self, String> {
+        match text {
+            CopiesText::Number(0) => Err("copies is 0; it has to be at least 1, or \"all\"".into()),
+            CopiesText::Number(number) => Ok(Self::Number(number)),
+            CopiesText::Word(word) if word == "all" => Ok(Self::All),
+            CopiesText::Word(word) => Err(format!("copies is {word:?}; it has to be a number or \"all\"")),
+        }
+    }
+}
+
+impl From<Copies> for CopiesText {
+    fn from(copies: Copies) -> Self {
+        match copies {
+            Copies::All => Self::Word("all".into()),
+            Copies::Number(number) => Self::Number(number),
         }
     }
 }

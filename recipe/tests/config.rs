@@ -1,6 +1,6 @@
 //! A recipe from its texts: layers, defaults, errors, and the identity.
 
-use polo_recipe::config::{Checkpoint, InitialWeights, Optimizer, Recipe, Reduction, Workers};
+use polo_recipe::config::{Checkpoint, Copies, InitialWeights, OnNonFinite, Optimizer, Recipe, Reduction, Workers};
 use polo_recipe::error::RecipeError;
 use proptest::prelude::*;
 
@@ -57,7 +57,10 @@ fn what_is_not_given_has_its_default() {
     assert_eq!((&recipe.model.init, recipe.model.recompute), (&InitialWeights::Random, false));
     assert_eq!((&recipe.corpus.tokenizer, recipe.corpus.allow_repeats), (&None, false));
     assert_eq!((recipe.batch.micro_batch, recipe.stages[0].schedule.floor), (1, 0.0));
-    assert_eq!(recipe.optimizer, Optimizer { betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.1, max_grad_norm: 1.0 });
+    let optimizer = Optimizer { betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.1, ..Optimizer::default() };
+    assert_eq!(recipe.optimizer, optimizer);
+    assert_eq!((optimizer.max_grad_norm, optimizer.on_non_finite), (1.0, OnNonFinite::Stop));
+    assert_eq!(recipe.workers.copies, Copies::Number(2));
     assert_eq!(recipe.checkpoint, Checkpoint { every_steps: 100, keep: 3 });
     assert_eq!(recipe.workers, Workers::default());
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path as FilePath;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
@@ -67,12 +67,34 @@ fn connect_file(address: &str, path: &FilePath) -> Result<Connected, StoreError>
     Ok(Connected { single_try: objects.clone(), objects, prefix: Path::default(), url })
 }
 
+/// By name: what retries, and what never does.
+type MemoryStores = Mutex<HashMap<String, [Arc<dyn ObjectStore>; 2]>>;
+
+fn memory_stores() -> MutexGuard<'static, HashMap<String, [Arc<dyn ObjectStore>; 2]>> {
+    static STORES: LazyLock<MemoryStores> = LazyLock::new(Mutex::default);
+    STORES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn connect_memory(name: &str, prefix: Path) -> Connected {
-    static STORES: LazyLock<Mutex<HashMap<String, Arc<InMemory>>>> = LazyLock::new(Mutex::default);
-    let mut stores = STORES.lock().unwrap_or_else(PoisonError::into_inner);
-    let objects: Arc<dyn ObjectStore> = stores.entry(name.to_owned()).or_default().clone();
+    let in_memory = || -> [Arc<dyn ObjectStore>; 2] {
+        let objects = Arc::new(InMemory::new());
+        [objects.clone(), objects]
+    };
+    let [objects, single_try] = memory_stores().entry(name.to_owned()).or_insert_with(in_memory).clone();
     let url = join_url(&format!("memory://{name}"), &prefix);
-    Connected { single_try: objects.clone(), objects, prefix, url }
+    Connected { single_try, objects, prefix, url }
+}
+
+/// Puts a store behind `memory://name`, for tests that want one with faults. `single_try` must never retry.
+#[cfg(feature = "testing")]
+pub fn register_memory(name: &str, objects: Arc<dyn ObjectStore>, single_try: Arc<dyn ObjectStore>) {
+    memory_stores().insert(name.to_owned(), [objects, single_try]);
+}
+
+/// Forgets the store behind `memory://name`.
+#[cfg(feature = "testing")]
+pub fn forget_memory(name: &str) {
+    memory_stores().remove(name);
 }
 
 fn connect_s3(

@@ -3,9 +3,10 @@
 //! A put whose answer never came may have landed. When the next try is then told that the object exists, it may be our
 //! own; only its bytes can tell.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use object_store::Error as ObjectError;
+use tokio::time::Instant;
 
 /// What one try came to.
 pub(crate) enum Attempt {

@@ -163,6 +163,16 @@ impl Index {
         self.document_bounds.len() as u64 - 1
     }
 
+    /// Where each document begins in the shard's stream, in tokens, and after the last its end.
+    pub fn document_token_bounds(&self) -> Vec<u64> {
+        let mut sequence_bounds = vec![0];
+        sequence_bounds.extend(self.sequence_lengths.iter().scan(0, |end, length| {
+            *end += *length as u64; // checked not to be negative
+            Some(*end)
+        }));
+        self.document_bounds.iter().map(|sequence| sequence_bounds[*sequence as usize]).collect()
+    }
+
     /// How the token ids are stored.
     pub fn token_type(&self) -> TokenType {
         self.token_type

@@ -10,6 +10,7 @@ mod create_only;
 mod digest;
 mod error;
 pub mod hf;
+mod honesty;
 pub mod indexed;
 mod object;
 pub mod recipe_file;
@@ -19,4 +20,5 @@ pub mod testing;
 
 pub use digest::{Digest, ParseDigestError};
 pub use error::StoreError;
+pub use honesty::Dishonesty;
 pub use object::{Entry, Store};

@@ -1,8 +1,8 @@
 //! What every store must do, run on memory, a folder and a real S3 server.
 
 use bytes::Bytes;
-use polo_store::testing::{SeaweedFs, settings};
-use polo_store::{Store, StoreError};
+use polo_store::testing::{Rclone, SeaweedFs, settings};
+use polo_store::{Dishonesty, Store, StoreError};
 
 fn bytes(text: &str) -> Bytes {
     Bytes::copy_from_slice(text.as_bytes())
@@ -14,6 +14,7 @@ async fn keeps_the_contract(store: &Store) {
     lists_in_order(store).await;
     creates_once(store).await;
     one_of_ten_creators_wins(store).await;
+    is_found_honest(store).await;
     sends_large_objects(store).await;
 }
 
@@ -77,6 +78,12 @@ async fn one_of_ten_creators_wins(store: &Store) {
     assert_eq!(store.get("race").await.expect("get"), winners[0]);
 }
 
+async fn is_found_honest(store: &Store) {
+    let before = store.list("").await.expect("list");
+    assert_eq!(store.find_dishonesty().await.expect("tried"), None);
+    assert_eq!(store.list("").await.expect("list"), before, "what it was tried with is left behind");
+}
+
 async fn sends_large_objects(store: &Store) {
     let large: Bytes = (0..(65usize << 20)).map(|i| (i * 31 / 128) as u8).collect();
     store.put("large", large.clone()).await.expect("put in parts");
@@ -101,6 +108,14 @@ async fn s3_keeps_the_contract() {
     keeps_the_contract(&server.store("runs/one").expect("open")).await;
     names_a_missing_bucket(&server).await;
     says_when_access_is_denied(&server).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_ignores_the_condition_is_found_dishonest() {
+    let server = Rclone::start(&Rclone::default_binary(), "polo").await.expect("rclone");
+    let store = server.store("runs/one").expect("open");
+    let dishonesty = store.find_dishonesty().await.expect("tried").expect("it overwrites whatever is there");
+    assert!(matches!(dishonesty, Dishonesty::ManyWinners(2..)), "{dishonesty}");
 }
 
 async fn says_when_access_is_denied(server: &SeaweedFs) {

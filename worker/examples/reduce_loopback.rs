@@ -4,11 +4,13 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use futures::executor::block_on;
 use polo_recipe::ids::{Generation, Rank};
+use polo_recipe::ownership::assign_owners;
 use polo_recipe::slots::{assign, subtrees};
 use polo_worker::plane::rendezvous::{Membership, Timeouts, form};
-use polo_worker::plane::{AbortHandle, Listener, PlaneError, Secret};
-use polo_worker::reduce::ExactReduce;
+use polo_worker::plane::{AbortHandle, Lane, Listener, PlaneError, Secret};
+use polo_worker::reduce::{ExactReduce, hand_out};
 
 const ROUNDS: usize = 8;
 const CHUNK_PARAMS: usize = 1 << 20;
@@ -42,7 +44,7 @@ fn work(
     slots: usize,
 ) -> Result<(), PlaneError> {
     let world = peers.len();
-    let membership = Membership { generation: Generation(1), rank, peers, secret: Secret([0; 32]) };
+    let membership = Membership { generation: Generation(1), rank, peers, secret: Secret([0; 32]), lane: Lane::Steps };
     let timeouts =
         Timeouts { connect: Duration::from_secs(5), form: Duration::from_secs(5), exchange: Duration::from_secs(5) };
     let abort = AbortHandle::new().map_err(|source| PlaneError::Local { what: "make a handle", source })?;
@@ -51,17 +53,23 @@ fn work(
     if rank.0 == 0 {
         println!("{world} ranks formed in {:.1} ms", started.elapsed().as_secs_f64() * 1e3);
     }
-    let chunks = (0..params).step_by(CHUNK_PARAMS).map(|start| start..(start + CHUNK_PARAMS).min(params)).collect();
-    let mut reduce = ExactReduce::new(slots, chunks, rank, world);
-    let share = &assign(slots, world).expect("no more ranks than slots")[rank.index()];
-    let mut pieces = vec![vec![1e-3f32; params]; subtrees(slots, share).len()];
+    let cut = |start: usize| start..(start + CHUNK_PARAMS).min(params);
+    let chunks: Vec<_> = (0..params).step_by(CHUNK_PARAMS).map(cut).collect();
+    let lens: Vec<_> = chunks.iter().map(ExactSizeIterator::len).collect();
+    let owners = assign_owners(&lens, &vec![Vec::new(); lens.len()], world, 1);
+    let shares = assign(slots, world).expect("no more ranks than slots");
+    let mut pieces = vec![vec![1e-3f32; params]; subtrees(slots, &shares[rank.index()]).len()];
+    let receivers: Vec<_> = (0..world as u32).map(Rank).collect();
+    let mut handed_out = vec![0.0; params];
+    let mut reduce = ExactReduce::new(slots, &shares, chunks.clone(), owners.clone(), rank);
     for _ in 0..ROUNDS {
         let mut pieces: Vec<_> = pieces.iter_mut().map(Vec::as_mut_slice).collect();
         let started = Instant::now();
-        let reduced = reduce.run(&mut plane, &mut pieces)?;
+        let mut traffic = block_on(reduce.run(&mut plane, &mut pieces))?;
+        traffic += block_on(hand_out(&mut plane, &chunks, &owners, &receivers, &mut handed_out))?;
         let seconds = started.elapsed().as_secs_f64();
         if rank.0 == 0 {
-            let gigabytes = (reduced.bytes_sent + reduced.bytes_received) as f64 / 1e9;
+            let gigabytes = (traffic.sent_bytes + traffic.received_bytes) as f64 / 1e9;
             println!("{seconds:.3} s, {gigabytes:.3} GB sent and received, {:.2} GB/s", gigabytes / seconds);
         }
     }

@@ -10,11 +10,12 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::time::Instant;
 
+use polo_recipe::layout::ChunkSpec;
 use polo_recipe::model::Qwen2Config;
-use polo_worker::flat::Flat;
+use polo_worker::flat::{Flat, view, view_mut};
 use polo_worker::init::initialize;
 use polo_worker::model::{Model, ModelOptions};
-use polo_worker::optimizer::{AdamW, FlatState, clip_coefficient};
+use polo_worker::optimizer::{AdamW, ChunkState, clip_coefficient};
 use polo_worker::reduce::chunk_square_norm;
 use tch::{Device, Kind, Tensor};
 
@@ -71,19 +72,22 @@ impl Training {
 
     fn step(&mut self, tokens: &Tensor, update_number: u64) -> Result<f64> {
         let num_tokens = (tokens.numel() as i64 - tokens.size()[0]) as f64;
-        let (params, grads) = (self.params.tensor(), self.grads.tensor());
-        let losses = self.model.loss_and_grad(params, grads, tokens, 1.0 / num_tokens, &|| false)?;
-        let (layout, grads) = (self.model.layout(), self.grads.as_slice());
-        let square: f64 = layout.chunks.iter().map(|chunk| chunk_square_norm(&grads[chunk.range.clone()])).sum();
+        let scale = 1.0 / num_tokens;
+        let (params, grads) = (view(self.params.as_slice()), view_mut(self.grads.as_mut_slice()));
+        let losses = self.model.loss_and_grad(&params, &grads, tokens, scale, &|| false)?;
+        let layout = self.model.layout();
+        let of_chunk = |chunk: &ChunkSpec| chunk_square_norm(&self.grads.as_slice()[chunk.range.clone()]);
+        let square: f64 = layout.chunks.iter().map(of_chunk).sum();
         let adamw = AdamW { learning_rate: 1e-5, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
-        let state = FlatState {
-            params,
-            exp_avg: self.exp_avg.tensor(),
-            exp_avg_sq: self.exp_avg_sq.tensor(),
-            grads: self.grads.tensor(),
-        };
-        let chunks = layout.chunks.iter().map(|chunk| chunk.id);
-        adamw.apply(state, layout, chunks, update_number, clip_coefficient(square.sqrt(), 1.0))?;
+        for chunk in &layout.chunks {
+            let state = ChunkState {
+                params: &mut self.params.as_mut_slice()[chunk.range.clone()],
+                exp_avg: &mut self.exp_avg.as_mut_slice()[chunk.range.clone()],
+                exp_avg_sq: &mut self.exp_avg_sq.as_mut_slice()[chunk.range.clone()],
+                grads: &mut self.grads.as_mut_slice()[chunk.range.clone()],
+            };
+            adamw.apply(state, layout, chunk.id, update_number, clip_coefficient(square.sqrt(), 1.0))?;
+        }
         self.grads.as_mut_slice().fill(0.0);
         Ok(losses.iter().sum::<f64>() / num_tokens)
     }

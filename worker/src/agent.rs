@@ -4,6 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures::future::{BoxFuture, FutureExt};
 use polo_proto::v1::{
     self, SessionRequest, coordination_client::CoordinationClient, session_request::Message as Up,
     session_response::Message as Down,
@@ -14,11 +15,14 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Streaming, transport::Endpoint};
+use tonic::{
+    Streaming,
+    transport::{Channel, Endpoint},
+};
 
 use crate::{
     desk::Desk,
-    session::{Effect, Ending, Event, Order},
+    session::{Effect, Ending, Event, Order, Role},
 };
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
@@ -32,6 +36,8 @@ pub struct Agent {
     pub hello: v1::Hello,
     /// `http://host:port`.
     pub coordinator: String,
+    /// Makes connections.
+    pub connect: Connect,
     /// Within which a connection has to be made.
     pub connect_timeout: Duration,
     /// Where the trainer is met.
@@ -42,6 +48,14 @@ pub struct Agent {
     pub outbox: UnboundedReceiver<Up>,
     /// What must be said again in a new session: it may have been lost with the old one.
     pub repeated: Vec<Up>,
+}
+
+/// How to reach a gRPC server; the simulation brings its own.
+pub type Connect = Box<dyn Fn(Endpoint) -> BoxFuture<'static, Result<Channel, tonic::transport::Error>> + Send + Sync>;
+
+/// Over TCP.
+pub fn over_tcp() -> Connect {
+    Box::new(|endpoint| async move { endpoint.connect().await }.boxed())
 }
 
 /// How one session went.
@@ -83,10 +97,16 @@ impl Agent {
             };
             match effect {
                 Some(Effect::Exit(ending)) => return ending,
-                Some(Effect::Attach { anew: true }) => self.hello.incarnation = rand::random(),
+                Some(Effect::Attach { anew: true }) => self.become_another(),
                 _ => backoff = (backoff * 2).min(LONGEST_BACKOFF),
             }
         }
+    }
+
+    /// What the incarnation before saw of its generation says nothing of this one's.
+    fn become_another(&mut self) {
+        self.hello.incarnation = rand::random();
+        self.repeated.retain(|message| !matches!(message, Up::PlaneLost(_) | Up::Arrived(_)));
     }
 
     /// Waits before the next try; returns early when the session wants something else than a try.
@@ -112,9 +132,12 @@ impl Agent {
         // A coordinator that falls silent without closing the connection must not be waited for without end.
         let endpoint =
             endpoint.http2_keep_alive_interval(self.connect_timeout).keep_alive_timeout(self.connect_timeout);
-        let channel = endpoint.connect().await.map_err(|e| words(&e))?;
+        let channel = (self.connect)(endpoint).await.map_err(|e| words(&e))?;
         let (up, requests) = mpsc::channel(64);
-        let first = [Up::Hello(self.hello.clone())].into_iter().chain(self.repeated.iter().cloned());
+        let (generation, step, leaving) = self.desk.standing();
+        let (generation, step) = (generation.0, step.map(|s| s.0));
+        let hello = v1::Hello { generation, step, leaving, ..self.hello.clone() };
+        let first = [Up::Hello(hello)].into_iter().chain(self.repeated.iter().cloned());
         for message in first {
             let _ = up.try_send(SessionRequest { message: Some(message) });
         }
@@ -135,6 +158,8 @@ impl Agent {
                 Some(effect) = self.effects.recv() => match effect {
                     Effect::Exit(ending) => return self.leave(stream, ending).await,
                     Effect::Attach { anew: true } => return Gone::Wanted(effect),
+                    Effect::HangUp(problem) => return Gone::Broken(problem),
+                    Effect::SayLeaving => Up::Leaving(v1::Leaving {}),
                     _ => continue,
                 },
                 received = stream.down.message() => match received {
@@ -162,12 +187,17 @@ impl Agent {
         self.desk.handle(Event::Tick);
         let doing = self.desk.doing();
         let (generation, step) = (doing.generation.0, doing.step.0);
-        Up::Heartbeat(v1::Heartbeat { generation, step, phase: doing.phase.into() })
+        Up::Heartbeat(v1::Heartbeat {
+            generation,
+            step,
+            phase: doing.phase.into(),
+            phase_ms: doing.since.elapsed().as_millis() as u64,
+        })
     }
 
-    /// Keeps what would have to be said again; a later checkpoint or finish makes an earlier one obsolete.
+    /// Keeps what would have to be said again; a later message of a kind makes an earlier one obsolete.
     fn noted(&mut self, message: Up) -> Up {
-        if matches!(message, Up::CheckpointPart(_) | Up::Finished(_)) {
+        if matches!(message, Up::CheckpointPart(_) | Up::Finished(_) | Up::PlaneLost(_) | Up::Arrived(_)) {
             let same_kind = std::mem::discriminant(&message);
             self.repeated.retain(|kept| std::mem::discriminant(kept) != same_kind);
             self.repeated.push(message.clone());
@@ -177,7 +207,7 @@ impl Agent {
 
     fn hear(&self, message: v1::SessionResponse) {
         let event = match message.message {
-            Some(Down::Welcome(_)) => Event::Attached,
+            Some(Down::Welcome(welcome)) => Event::Attached { epoch: welcome.epoch },
             Some(Down::Generation(start)) => match order(start) {
                 Ok(order) => Event::Ordered(order),
                 Err(problem) => Event::Failed(problem),
@@ -191,6 +221,7 @@ impl Agent {
             }
             Some(Down::Refused(refused)) => Event::Refused(refused.reason),
             Some(Down::Release(_)) => Event::Released,
+            Some(Down::Drained(_)) => Event::Drained,
             None => Event::Failed("an unknown message from the coordinator; is it of another version?".into()),
         };
         self.desk.handle(event);
@@ -215,10 +246,22 @@ fn order(start: v1::GenerationStart) -> Result<Order, String> {
     Ok(Order {
         generation: Generation(start.generation),
         rank: start.rank,
+        roles: start.peers.iter().map(role).collect::<Result<_, _>>()?,
         peers: start.peers.into_iter().map(|p| p.data_address).collect(),
         secret: secret.map_err(|_| format!("the secret of generation {} is not 32 bytes", start.generation))?,
         checkpoint: start.checkpoint_step,
     })
+}
+
+fn role(peer: &v1::Peer) -> Result<Role, String> {
+    match peer.role() {
+        v1::Role::Member => Ok(Role::Member),
+        v1::Role::Spare => Ok(Role::Spare),
+        v1::Role::Leaving => Ok(Role::Leaving),
+        v1::Role::Unspecified => {
+            Err(format!("worker {} has no role; is the coordinator of another version?", peer.worker_id))
+        }
+    }
 }
 
 /// The error and its causes on one line.

@@ -1,54 +1,62 @@
 //! A flat fp32 vector that is a tensor for libtorch and a slice for everybody else.
 
-use std::ops::Range;
+use std::{marker::PhantomData, ops::Deref};
 
 use tch::{Device, Kind, Tensor};
-use zerocopy::IntoBytes;
 
-/// A one-dimensional fp32 tensor in the host's memory, of which this is the only owner.
-#[derive(Debug)]
-pub struct Flat {
-    tensor: Tensor,
-    len: usize,
-}
+/// A one-dimensional fp32 vector in the host's memory.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Flat(Vec<f32>);
 
 impl Flat {
-    /// `len` zeros.
+    /// `len` zeros; memory is taken as it is written.
     pub fn zeros(len: usize) -> Self {
-        Self { tensor: Tensor::zeros([len as i64], (Kind::Float, Device::Cpu)), len }
-    }
-
-    /// The vector as a tensor, for libtorch to read or to change in place.
-    pub fn tensor(&self) -> &Tensor {
-        &self.tensor
+        Self(vec![0.0; len])
     }
 
     /// Its elements.
     pub fn as_slice(&self) -> &[f32] {
-        // SAFETY: the tensor is contiguous fp32 of `len` elements on the host, and lives as long as `self`. Operations
-        // that change it through `tensor()` are synchronous and run on the thread that holds this borrow.
-        unsafe { std::slice::from_raw_parts(self.tensor.data_ptr().cast(), self.len) }
+        &self.0
     }
 
     /// Its elements, to be changed.
     pub fn as_mut_slice(&mut self) -> &mut [f32] {
-        // SAFETY: as in `as_slice`; `&mut self` makes this the only view from Rust.
-        unsafe { std::slice::from_raw_parts_mut(self.tensor.data_ptr().cast(), self.len) }
-    }
-
-    /// The bytes of some of its elements, little-endian.
-    pub fn bytes(&self, range: Range<usize>) -> &[u8] {
-        self.as_slice()[range].as_bytes()
-    }
-
-    /// The bytes of some of its elements, to be changed.
-    pub fn bytes_mut(&mut self, range: Range<usize>) -> &mut [u8] {
-        self.as_mut_slice()[range].as_mut_bytes()
+        &mut self.0
     }
 }
 
+/// A slice as a tensor, for as long as the slice is borrowed.
+pub struct View<'a> {
+    tensor: Tensor,
+    slice: PhantomData<&'a mut [f32]>,
+}
+
+impl Deref for View<'_> {
+    type Target = Tensor;
+
+    fn deref(&self) -> &Tensor {
+        &self.tensor
+    }
+}
+
+/// A tensor that libtorch only reads.
+pub fn view(slice: &[f32]) -> View<'_> {
+    View { tensor: blob(slice.as_ptr(), slice.len()), slice: PhantomData }
+}
+
+/// A tensor that libtorch may change in place.
+pub fn view_mut(slice: &mut [f32]) -> View<'_> {
+    View { tensor: blob(slice.as_mut_ptr(), slice.len()), slice: PhantomData }
+}
+
+fn blob(data: *const f32, len: usize) -> Tensor {
+    // SAFETY: the memory holds `len` fp32 and outlives the view, which borrows it. Tensors that libtorch derives from it
+    // live within calls that hold the view; operations on the host are synchronous.
+    unsafe { Tensor::from_blob(data.cast(), &[len as i64], &[1], Kind::Float, Device::Cpu) }
+}
+
 /// The pieces of `whole` at ascending ranges that do not overlap; empty ones may lie anywhere.
-pub fn disjoint_mut<T>(whole: &mut [T], ranges: impl IntoIterator<Item = Range<usize>>) -> Vec<&mut [T]> {
+pub fn disjoint_mut<T>(whole: &mut [T], ranges: impl IntoIterator<Item = std::ops::Range<usize>>) -> Vec<&mut [T]> {
     let (mut rest, mut offset) = (whole, 0);
     let mut pieces = Vec::new();
     for range in ranges {
@@ -71,8 +79,8 @@ mod tests {
     fn tensor_and_slice_are_the_same_memory() {
         let mut flat = Flat::zeros(5);
         flat.as_mut_slice()[3] = 2.5;
-        assert_eq!(flat.tensor().double_value(&[3]), 2.5);
-        let _ = flat.tensor().shallow_clone().fill_(7.0);
+        assert_eq!(view(flat.as_slice()).double_value(&[3]), 2.5);
+        let _ = view_mut(flat.as_mut_slice()).shallow_clone().fill_(7.0);
         assert_eq!(flat.as_slice(), [7.0; 5]);
     }
 

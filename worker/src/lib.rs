@@ -5,21 +5,25 @@
 //! reading at [`generation`], one membership's life, and [`step`], one step of it.
 
 pub mod agent;
+pub mod arrival;
 pub mod boundary;
 pub mod checkpointer;
 pub mod corpus;
+pub mod decision;
 pub mod desk;
 pub mod flat;
 pub mod generation;
 pub mod init;
 pub mod loader;
 pub mod model;
+pub mod moves;
 pub mod optimizer;
 pub mod plane;
 pub mod reduce;
+pub mod rig;
 pub mod session;
 pub mod shard_cache;
 pub mod state;
 pub mod step;
-pub mod sync;
+pub mod torch;
 pub mod trainer;

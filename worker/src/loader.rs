@@ -43,10 +43,9 @@ impl Loader {
         Ok(Self { batches: Some(batches), thread: Some(thread) })
     }
 
-    /// The next batch; none after the plan's last one or after an error. Blocks while it is being read, so it is not
-    /// for a runtime's own threads.
-    pub fn next_batch(&mut self) -> Option<Result<Batch, CorpusError>> {
-        self.batches.as_mut()?.blocking_recv()
+    /// The next batch, as soon as it is read; none after the plan's last one or after an error.
+    pub async fn next_batch(&mut self) -> Option<Result<Batch, CorpusError>> {
+        self.batches.as_mut()?.recv().await
     }
 }
 

@@ -7,18 +7,29 @@ use polo_proto::v1;
 use polo_recipe::{config::Recipe, error::RecipeError, layout::Layout};
 use polo_store::{Store, StoreError, recipe_file};
 use polo_worker::{
-    agent::Agent,
+    agent::{Agent, over_tcp},
+    checkpointer::Checkpointer,
     corpus::{Corpus, CorpusError},
     desk::Desk,
     model::{Model, ModelError, ModelOptions},
     optimizer::AdamW,
-    plane::Listener,
-    session::{Ending, Session},
+    plane::{Listener, rendezvous::Timeouts},
+    session::{Ending, Event, Session},
+    state::TrainState,
     step::Setting,
-    trainer::Trainer,
+    torch::TorchArithmetic,
+    trainer::{TcpNetwork, Trainer},
 };
-use tokio::{runtime::Handle, sync::mpsc};
+use tokio::{
+    runtime::Handle,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+    time::timeout,
+};
 use tracing_subscriber::EnvFilter;
+
+/// How long the torch thread may take to end.
+const TORCH_FAREWELL: Duration = Duration::from_secs(2);
 
 /// One worker of a Polo run: joins its coordinator, trains, and leaves when the run ends.
 #[derive(Debug, Parser)]
@@ -68,6 +79,8 @@ enum WorkerError {
     Listen { address: SocketAddr, source: std::io::Error },
     #[error("the system gives no threads: {0}")]
     Threads(std::io::Error),
+    #[error("the system lets no signals be caught: {0}")]
+    Signals(std::io::Error),
     #[error("{0}")]
     Run(String),
 }
@@ -103,46 +116,86 @@ fn run(args: Args) -> Result<(), WorkerError> {
     let recipe = recipe_file::load(&args.recipe, &args.sets)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(WorkerError::Threads)?;
-    let ending = runtime.block_on(work(args, recipe))?;
+    let ending = runtime.block_on(work_until_asked_to_leave(args, recipe))?;
     // Whatever is still in flight belongs to a run that has ended.
     runtime.shutdown_background();
     match ending {
-        Ending::Released => Ok(()),
+        Ending::Released | Ending::Drained => Ok(()),
         Ending::Failed(reason) => Err(WorkerError::Run(reason)),
     }
 }
 
-async fn work(args: Args, recipe: Recipe) -> Result<Ending, WorkerError> {
+/// Works; asked to leave before there is anything to hand back, it just leaves.
+async fn work_until_asked_to_leave(args: Args, recipe: Recipe) -> Result<Ending, WorkerError> {
+    let mut terminations = signal(SignalKind::terminate()).map_err(WorkerError::Signals)?;
+    let corpus_store = Store::open(&recipe.corpus.url)?;
+    let opening = Corpus::open(corpus_store, &args.cache, recipe.model.qwen2.vocab_size);
+    tokio::select! {
+        corpus = opening => {
+            let corpus = Arc::new(corpus?);
+            work(args, recipe, corpus, terminations).await
+        }
+        _ = terminations.recv() => Ok(Ending::Drained),
+    }
+}
+
+/// The first wish to leave is the session's to fulfil; whoever asks again does not want to wait.
+async fn pass_on_wishes_to_leave(mut terminations: Signal, desk: Arc<Desk>) {
+    terminations.recv().await;
+    desk.handle(Event::LeaveWanted);
+    terminations.recv().await;
+    eprintln!("error: asked twice to leave; what this worker holds was not handed back");
+    std::process::exit(1);
+}
+
+async fn work(args: Args, recipe: Recipe, corpus: Arc<Corpus>, terminations: Signal) -> Result<Ending, WorkerError> {
     let listening = Listener::bind(args.listen, &recipe.identity());
     let listener = listening.map_err(|source| WorkerError::Listen { address: args.listen, source })?;
-    let corpus_store = Store::open(&recipe.corpus.url)?;
-    let corpus = Arc::new(Corpus::open(corpus_store, &args.cache, recipe.model.qwen2.vocab_size).await?);
     let (to_agent, effects) = mpsc::unbounded_channel();
     let (to_outbox, outbox) = mpsc::unbounded_channel();
     let coordinator_timeout = Duration::from_secs(recipe.workers.coordinator_timeout_s);
     let coordinator = with_scheme(&args.coordinator);
-    let session = Session::new(coordinator.clone(), coordinator_timeout, 0);
+    let drain_timeout = Duration::from_secs(recipe.workers.drain_timeout_s);
+    let session = Session::new(coordinator.clone(), coordinator_timeout, 0).with_drain_timeout(drain_timeout);
     let desk = Arc::new(Desk::new(session, to_agent, to_outbox));
+    tokio::spawn(pass_on_wishes_to_leave(terminations, desk.clone()));
     let agent = Agent {
         hello: hello(&args, &recipe, &corpus, &listener),
         coordinator,
+        connect: over_tcp(),
         connect_timeout: Duration::from_secs(recipe.workers.connect_timeout_s),
         desk: desk.clone(),
         effects,
         outbox,
         repeated: Vec::new(),
     };
-    let setting = setting(&recipe, corpus, desk)?;
-    let trainer = Trainer::new(&recipe, setting, Store::open(&recipe.run.store)?, listener, Handle::current());
-    let torch = std::thread::Builder::new().name("torch".into()).spawn(move || trainer.run());
+    let trainer = trainer(&recipe, corpus, desk, listener)?;
+    let (runtime, num_threads) = (Handle::current(), recipe.run.threads);
+    let torch = std::thread::Builder::new().name("torch".into()).spawn(move || {
+        // Holds for the thread that calls it.
+        tch::set_num_threads(num_threads as i32);
+        runtime.block_on(trainer().run())
+    });
     let torch = torch.map_err(WorkerError::Threads)?;
     let ending = agent.run().await;
-    // The session has woken the torch thread and aborted its plane, so it ends by itself; a panic there is passed on.
-    match tokio::task::spawn_blocking(move || torch.join()).await {
-        Ok(Ok(_)) => Ok(ending),
-        Ok(Err(panic)) => std::panic::resume_unwind(panic),
-        Err(error) => Err(WorkerError::Run(error.to_string())),
+    // The session has woken the torch thread and aborted its plane, so it ends by itself, unless it is stuck; a panic
+    // there is passed on.
+    match timeout(TORCH_FAREWELL, tokio::task::spawn_blocking(move || torch.join())).await {
+        Ok(Ok(Ok(_))) => Ok(ending),
+        Ok(Ok(Err(panic))) => std::panic::resume_unwind(panic),
+        Ok(Err(error)) => Err(WorkerError::Run(error.to_string())),
+        Err(_) => leave_without_torch(&ending),
     }
+}
+
+/// Ends the process at once: a thread that does not come back cannot be ended otherwise.
+fn leave_without_torch(ending: &Ending) -> ! {
+    let seconds = TORCH_FAREWELL.as_secs();
+    eprintln!("error: the torch thread did not end within {seconds} s, and is left where it is");
+    if let Ending::Failed(reason) = ending {
+        eprintln!("error: {reason}");
+    }
+    std::process::exit(i32::from(matches!(ending, Ending::Failed(_))));
 }
 
 fn with_scheme(address: &str) -> String {
@@ -158,24 +211,66 @@ fn hello(args: &Args, recipe: &Recipe, corpus: &Corpus, listener: &Listener) -> 
         data_address: listener.local_addr().to_string(),
         host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         pid: std::process::id(),
+        ..Default::default()
     }
 }
 
-fn setting(recipe: &Recipe, corpus: Arc<Corpus>, desk: Arc<Desk>) -> Result<Setting, WorkerError> {
-    let plan = corpus.manifest().plan(recipe)?;
+/// What the torch thread makes its trainer with: tensors stay on the thread where they were made.
+fn trainer(
+    recipe: &Recipe,
+    corpus: Arc<Corpus>,
+    desk: Arc<Desk>,
+    listener: Listener,
+) -> Result<impl FnOnce() -> Trainer + Send + 'static, WorkerError> {
+    let plan = Arc::new(corpus.manifest().plan(recipe)?);
     let source_numbers = plan.sources().iter().map(|name| corpus.source_number(name)).collect::<Result<_, _>>()?;
-    let [beta1, beta2] = recipe.optimizer.betas;
-    let (eps, weight_decay) = (recipe.optimizer.eps, recipe.optimizer.weight_decay);
-    Ok(Setting {
+    let layout = Arc::new(Layout::qwen2(&recipe.model.qwen2));
+    let arithmetic = TorchArithmetic {
         model: Model::new(&recipe.model.qwen2, ModelOptions { recompute: recipe.model.recompute })?,
-        layout: Arc::new(Layout::qwen2(&recipe.model.qwen2)),
-        plan: Arc::new(plan),
+        layout: layout.clone(),
+        plan: plan.clone(),
         batch: recipe.batch.clone(),
-        adamw: AdamW { learning_rate: 0.0, beta1, beta2, eps, weight_decay },
-        max_grad_norm: recipe.optimizer.max_grad_norm,
+        adamw: adamw(recipe),
         corpus,
         source_numbers,
         runtime: Handle::current(),
+        initial_weights: recipe.model.init.clone(),
+        seed: recipe.run.seed,
+        loader: None,
+    };
+    let network = TcpNetwork { listener, timeouts: timeouts(recipe), runtime: Handle::current() };
+    let checkpointer = Checkpointer { store: Store::open(&recipe.run.store)?, desk: desk.clone(), in_flight: None };
+    let setting = Setting {
+        batch: recipe.batch.clone(),
+        max_grad_norm: recipe.optimizer.max_grad_norm,
+        on_non_finite: recipe.optimizer.on_non_finite,
+        copies: recipe.workers.copies,
+        layout,
+        plan,
         desk,
+    };
+    let checkpoint_every_steps = recipe.checkpoint.every_steps;
+    Ok(move || Trainer {
+        state: TrainState::empty(&setting.layout, &setting.plan),
+        setting: Arc::new(setting),
+        buffers: Vec::new(),
+        arithmetic: Box::new(arithmetic),
+        network: Arc::new(network),
+        checkpointer,
+        checkpoint_every_steps,
     })
+}
+
+fn adamw(recipe: &Recipe) -> AdamW {
+    let [beta1, beta2] = recipe.optimizer.betas;
+    let (eps, weight_decay) = (recipe.optimizer.eps, recipe.optimizer.weight_decay);
+    AdamW { learning_rate: 0.0, beta1, beta2, eps, weight_decay }
+}
+
+fn timeouts(recipe: &Recipe) -> Timeouts {
+    Timeouts {
+        connect: Duration::from_secs(recipe.workers.connect_timeout_s),
+        form: Duration::from_secs(recipe.workers.wait_timeout_s),
+        exchange: Duration::from_secs(recipe.workers.exchange_timeout_s),
+    }
 }

@@ -6,8 +6,10 @@
 use std::ffi::{CStr, c_char, c_void};
 
 use polo_recipe::layout::{ChunkId, Layout};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 use thiserror::Error;
+
+use crate::flat::view_mut;
 
 unsafe extern "C" {
     fn polo_fused_adamw(
@@ -28,15 +30,15 @@ unsafe extern "C" {
 /// Why an update failed; the chunk it names may be half updated.
 #[derive(Debug, Error)]
 pub enum OptimizerError {
-    /// The vectors do not fit the layout.
-    #[error("{name}: wanted a contiguous fp32 vector of {wanted} elements, found {found}")]
+    /// A vector is not as long as its chunk.
+    #[error("{name}: wanted {wanted} elements, found {found}")]
     Vector {
         /// Which one.
         name: &'static str,
-        /// The layout's length.
+        /// The chunk's length.
         wanted: usize,
-        /// What it is.
-        found: String,
+        /// Its own.
+        found: usize,
     },
     /// libtorch's AdamW refused.
     #[error("chunk {chunk}: libtorch: {message}")]
@@ -66,72 +68,69 @@ pub struct AdamW {
     pub weight_decay: f64,
 }
 
-/// Flat fp32 vectors of the layout's length, all updated in place.
-#[derive(Clone, Copy)]
-pub struct FlatState<'a> {
+/// Vectors of one chunk, all updated in place.
+pub struct ChunkState<'a> {
     /// Parameters.
-    pub params: &'a Tensor,
+    pub params: &'a mut [f32],
     /// First moments.
-    pub exp_avg: &'a Tensor,
+    pub exp_avg: &'a mut [f32],
     /// Second moments.
-    pub exp_avg_sq: &'a Tensor,
+    pub exp_avg_sq: &'a mut [f32],
     /// Summed gradients; an update leaves them multiplied by the clip coefficient.
-    pub grads: &'a Tensor,
+    pub grads: &'a mut [f32],
 }
 
-impl FlatState<'_> {
-    fn check(&self, layout: &Layout) -> Result<(), OptimizerError> {
+impl ChunkState<'_> {
+    fn check(&self, wanted: usize) -> Result<(), OptimizerError> {
         let named = [
-            ("params", self.params),
-            ("exp_avg", self.exp_avg),
-            ("exp_avg_sq", self.exp_avg_sq),
-            ("grads", self.grads),
+            ("params", &self.params),
+            ("exp_avg", &self.exp_avg),
+            ("exp_avg_sq", &self.exp_avg_sq),
+            ("grads", &self.grads),
         ];
-        for (name, vector) in named {
-            let fits = vector.kind() == Kind::Float && vector.is_contiguous();
-            if !fits || vector.size() != [layout.num_params as i64] {
-                let found = format!("{:?} {:?}", vector.kind(), vector.size());
-                return Err(OptimizerError::Vector { name, wanted: layout.num_params, found });
-            }
+        match named.into_iter().find(|(_, vector)| vector.len() != wanted) {
+            Some((name, vector)) => Err(OptimizerError::Vector { name, wanted, found: vector.len() }),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
 impl AdamW {
-    /// Update number `update_number` (from 1) of the chunks in `chunks`, on gradients times `clip_coefficient`.
+    /// Update number `update_number` (from 1) of `chunk`, on gradients times `clip_coefficient`.
     ///
     /// The formula is that of `torch.optim.AdamW`, the arithmetic that of its fused form.
     pub fn apply(
         &self,
-        state: FlatState,
+        state: ChunkState<'_>,
         layout: &Layout,
-        chunks: impl IntoIterator<Item = ChunkId>,
+        chunk: ChunkId,
         update_number: u64,
         clip_coefficient: f64,
     ) -> Result<(), OptimizerError> {
-        state.check(layout)?;
+        let place = &layout.chunks[chunk.0 as usize].range;
+        state.check(place.len())?;
         tch::no_grad(|| {
-            let step = Tensor::from_slice(&[update_number as f32]).f_squeeze()?.f_to_device(state.params.device())?;
-            for chunk in chunks {
-                for (range, decay) in layout.decay_segments(chunk) {
-                    let cut = |flat: &Tensor| flat.f_narrow(0, range.start as i64, range.len() as i64);
-                    let mut grad = cut(state.grads)?;
-                    if clip_coefficient != 1.0 {
-                        grad.f_mul_scalar_(clip_coefficient).map(drop)?;
-                    }
-                    let slices = [cut(state.params)?, grad, cut(state.exp_avg)?, cut(state.exp_avg_sq)?];
-                    self.update(&slices, &step, if decay { self.weight_decay } else { 0.0 })
-                        .map_err(|message| OptimizerError::Update { chunk: chunk.0, message })?;
+            let step = Tensor::from_slice(&[update_number as f32]).f_squeeze()?;
+            for (range, decay) in layout.decay_segments(chunk) {
+                let cut = range.start - place.start..range.end - place.start;
+                let grad = view_mut(&mut state.grads[cut.clone()]);
+                if clip_coefficient != 1.0 {
+                    grad.shallow_clone().f_mul_scalar_(clip_coefficient).map(drop)?;
                 }
+                let params = view_mut(&mut state.params[cut.clone()]);
+                let exp_avg = view_mut(&mut state.exp_avg[cut.clone()]);
+                let exp_avg_sq = view_mut(&mut state.exp_avg_sq[cut]);
+                let weight_decay = if decay { self.weight_decay } else { 0.0 };
+                self.update([&params, &grad, &exp_avg, &exp_avg_sq], &step, weight_decay)
+                    .map_err(|message| OptimizerError::Update { chunk: chunk.0, message })?;
             }
             Ok(())
         })
     }
 
     /// One fused update of parameter, gradient and moments of equal length.
-    fn update(&self, slices: &[Tensor; 4], step: &Tensor, weight_decay: f64) -> Result<(), String> {
-        let [param, grad, exp_avg, exp_avg_sq] = slices.each_ref().map(|slice| slice.as_ptr().cast::<c_void>());
+    fn update(&self, slices: [&Tensor; 4], step: &Tensor, weight_decay: f64) -> Result<(), String> {
+        let [param, grad, exp_avg, exp_avg_sq] = slices.map(|slice| slice.as_ptr().cast::<c_void>());
         let Self { learning_rate, beta1, beta2, eps, .. } = *self;
         // SAFETY: five live tensors; the shim catches every exception and returns null or a string that is ours.
         unsafe {

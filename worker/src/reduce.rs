@@ -1,14 +1,14 @@
-//! The exact all-reduce: sums the slots' gradients over the fixed tree of [`polo_recipe::slots`].
+//! The exact reduction: sums the slots' gradients over the fixed tree of [`polo_recipe::slots`].
 //!
 //! The result is the same to the bit for every world, because every addition of the tree is carried out on the same
-//! operands in the same order; the world only decides where. Each rank brings the sums of its own subtrees. The flat
-//! vector is divided among the ranks in runs of chunks; a run's reducer receives that run of everybody's sums, carries
-//! out the additions that are left, and sends the total to all. This happens in rounds, which bound the memory needed.
+//! operands in the same order; the world only decides where. Each rank brings the sums of its own subtrees. A chunk's
+//! owners receive that chunk of everybody's sums and carry out the additions that are left, each for itself. This happens
+//! in rounds, which bound the memory needed. After the update the owners hand out the parameters.
 
 use std::ops::Range;
 
 use polo_recipe::ids::Rank;
-use polo_recipe::slots::{PartialSums, assign, subtrees};
+use polo_recipe::slots::{PartialSums, subtrees};
 use zerocopy::IntoBytes;
 
 use crate::flat::disjoint_mut;
@@ -28,16 +28,16 @@ const _: () = assert!(cfg!(target_endian = "little"), "the data plane's numbers 
 #[derive(Debug)]
 pub struct ExactReduce {
     rank: Rank,
-    world: usize,
     /// All chunks of the flat vector, in order.
     chunks: Vec<Range<usize>>,
-    /// The run of chunks that each rank reduces, as indices into `chunks`.
-    runs: Vec<Range<usize>>,
+    /// Who sums each chunk.
+    owners: Vec<Vec<Rank>>,
     /// Of each rank, how many subtree sums it brings.
     num_pieces: Vec<usize>,
     /// The additions over all ranks' pieces.
     terms: Vec<Term>,
-    round_params: usize,
+    /// Elements of the flat vector that are reduced at a time.
+    rounds: Vec<Range<usize>>,
     /// Other ranks' pieces of the round's part, one after another.
     foreign: Vec<f32>,
     /// Partial sums of the block at hand.
@@ -59,36 +59,29 @@ enum Source {
     Foreign(usize),
 }
 
-/// What a reduction yields besides the sum.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Reduced {
-    /// Sum of the squares of each chunk's elements, in the order of the chunks: the same on all ranks.
-    pub chunk_square_norms: Vec<f64>,
-    /// What this rank sent to others, without headers.
-    pub bytes_sent: u64,
-    /// What this rank received from others, without headers.
-    pub bytes_received: u64,
-}
-
 impl ExactReduce {
-    /// Plans the reduction of `slots` over vectors that consist of `chunks`, for rank `rank` of `world`.
+    /// Plans the reduction of `slots` over vectors that consist of `chunks`, for rank `rank`. `shares` has each rank's
+    /// slots, which may be none; together they are all slots. `owners` says who sums each chunk.
     ///
     /// # Panics
-    /// If `rank` is not below `world`, if `world` is above `slots`, or if the chunks do not lie one after another from 0.
-    pub fn new(slots: usize, chunks: Vec<Range<usize>>, rank: Rank, world: usize) -> Self {
-        let shares = assign(slots, world).unwrap_or_default();
-        assert!(rank.index() < shares.len(), "rank {rank} of {world} has no slots of {slots}");
+    /// If the shares are not all slots, or if the chunks do not lie one after another from 0.
+    pub fn new(
+        slots: usize,
+        shares: &[Range<usize>],
+        chunks: Vec<Range<usize>>,
+        owners: Vec<Vec<Rank>>,
+        rank: Rank,
+    ) -> Self {
         let end = chunks.iter().try_fold(0, |end, chunk| (chunk.start == end).then_some(chunk.end));
         assert!(end.is_some(), "the chunks do not lie one after another from 0");
         let pieces: Vec<_> = shares.iter().map(|share| subtrees(slots, share)).collect();
         let mut reduce = Self {
             rank,
-            world,
-            runs: (0..world).map(|rank| run_of(&chunks, rank, world)).collect(),
-            chunks,
             num_pieces: pieces.iter().map(Vec::len).collect(),
             terms: terms(slots, &pieces, rank),
-            round_params: 0,
+            rounds: Vec::new(),
+            chunks,
+            owners,
             foreign: Vec::new(),
             stack: vec![[0.0; BLOCK_PARAMS]; slots.ilog2() as usize + 2],
         };
@@ -99,100 +92,114 @@ impl ExactReduce {
     /// Sets how many elements of other ranks' sums a round may hold; all ranks must set the same.
     pub fn set_scratch_params(&mut self, scratch_params: usize) {
         // Derived from all ranks' pieces, not the others': rounds must be equal everywhere.
-        self.round_params = (scratch_params / self.num_pieces.iter().sum::<usize>()).max(1);
+        let most = (scratch_params / self.num_pieces.iter().sum::<usize>().max(1)).max(1);
+        self.rounds = rounds(&self.chunks, &self.owners, self.num_pieces.len(), most);
     }
 
-    /// The rank that sums, and takes the norm of, chunk number `chunk`.
-    pub fn reducer(&self, chunk: usize) -> Option<Rank> {
-        (0..).map(Rank).zip(&self.runs).find(|(_, run)| run.contains(&chunk)).map(|(rank, _)| rank)
+    /// Subtree sums that this rank brings.
+    pub fn num_pieces(&self) -> usize {
+        self.num_pieces[self.rank.index()]
     }
 
-    /// Replaces `pieces[0]` on every rank by the sum over all slots.
+    /// Who sums each chunk.
+    pub fn owners(&self) -> &[Vec<Rank>] {
+        &self.owners
+    }
+
+    /// Numbers of the chunks that `rank` sums.
+    pub fn owned(&self, rank: Rank) -> impl Iterator<Item = usize> {
+        (0..self.owners.len()).filter(move |chunk| self.owners[*chunk].contains(&rank))
+    }
+
+    /// Writes the sum over all slots to the places of this rank's chunks in `buffers[0]`.
     ///
-    /// `pieces` are whole flat vectors: the sums of `subtrees(slots, assign(slots, world)[rank])`, in that order. The
-    /// others are left as they are. After an error `pieces[0]` holds nothing of use.
+    /// `buffers` are whole flat vectors, at least one. The first ones are the sums of `subtrees(slots, share)` of this
+    /// rank's share, in that order. The other places of `buffers[0]`, and the other buffers, are left as they are. After
+    /// an error `buffers[0]` holds nothing of use. Returns the bytes sent and received, without headers.
     ///
     /// # Panics
-    /// If the plane is of another rank or world than the plan, or `pieces` of another number or length.
-    pub fn run(&mut self, plane: &mut dyn DataPlane, pieces: &mut [&mut [f32]]) -> Result<Reduced, PlaneError> {
-        assert_eq!((plane.rank(), plane.world()), (self.rank, self.world), "a plane of another generation");
-        assert_eq!(pieces.len(), self.num_pieces[self.rank.index()], "number of subtree sums");
+    /// If the plane is of another rank than the plan, or `buffers` too few or of another length.
+    pub async fn run(&mut self, plane: &mut dyn DataPlane, buffers: &mut [&mut [f32]]) -> Result<Traffic, PlaneError> {
+        assert_eq!(plane.rank(), self.rank, "a plane of another generation");
+        assert!(buffers.len() >= self.num_pieces().max(1), "too few subtree sums");
         let num_params = self.chunks.last().map_or(0, |chunk| chunk.end);
-        assert!(pieces.iter().all(|piece| piece.len() == num_params), "every sum has {num_params} elements");
-        let mut wire = Wire { plane, bytes_sent: 0, bytes_received: 0 };
-        for round in 0..self.num_rounds() {
-            let parts: Vec<_> = (0..self.world).map(|rank| self.part(rank, round)).collect();
-            self.collect(&mut wire, &parts, pieces)?;
-            self.sum(&parts[self.rank.index()], pieces);
-            spread(&mut wire, &parts, pieces[0])?;
+        assert!(buffers.iter().all(|piece| piece.len() == num_params), "every sum has {num_params} elements");
+        let mut traffic = Traffic::default();
+        for round in self.rounds.clone() {
+            let parts: Vec<_> = (0..self.num_pieces.len() as u32).map(|rank| self.part(Rank(rank), &round)).collect();
+            traffic += self.collect(plane, &parts, buffers).await?;
+            self.sum(&parts[self.rank.index()], buffers);
         }
-        let chunk_square_norms = self.norms(&mut wire, pieces[0])?;
-        Ok(Reduced { chunk_square_norms, bytes_sent: wire.bytes_sent, bytes_received: wire.bytes_received })
+        Ok(traffic)
     }
 
-    /// The elements that `rank` reduces in all rounds.
-    fn span(&self, rank: usize) -> Range<usize> {
-        let run = &self.chunks[self.runs[rank].clone()];
-        run.first().map_or(0, |chunk| chunk.start)..run.last().map_or(0, |chunk| chunk.end)
+    /// The elements of `round` that `rank` sums.
+    fn part(&self, rank: Rank, round: &Range<usize>) -> Vec<Range<usize>> {
+        let first = self.chunks.partition_point(|chunk| chunk.end <= round.start);
+        let met = (first..self.chunks.len()).take_while(|chunk| self.chunks[*chunk].start < round.end);
+        let mut part: Vec<Range<usize>> = Vec::new();
+        for chunk in met.filter(|chunk| self.owners[*chunk].contains(&rank)) {
+            let cut = self.chunks[chunk].start.max(round.start)..self.chunks[chunk].end.min(round.end);
+            match part.last_mut() {
+                Some(last) if last.end == cut.start => last.end = cut.end,
+                _ => part.push(cut),
+            }
+        }
+        part
     }
 
-    fn num_rounds(&self) -> usize {
-        (0..self.world).map(|rank| self.span(rank).len().div_ceil(self.round_params)).max().unwrap_or(0)
-    }
-
-    /// The elements that `rank` reduces in `round`.
-    fn part(&self, rank: usize, round: usize) -> Range<usize> {
-        let span = self.span(rank);
-        let at = |round: usize| (span.start + round * self.round_params).min(span.end);
-        at(round)..at(round + 1)
-    }
-
-    /// Sends each reducer its part of this rank's pieces, and receives this rank's part of all others'.
-    fn collect(
+    /// Sends each owner its part of this rank's pieces, and receives this rank's part of all others'.
+    async fn collect(
         &mut self,
-        wire: &mut Wire<'_>,
-        parts: &[Range<usize>],
-        pieces: &[&mut [f32]],
-    ) -> Result<(), PlaneError> {
+        plane: &mut dyn DataPlane,
+        parts: &[Vec<Range<usize>>],
+        buffers: &[&mut [f32]],
+    ) -> Result<Traffic, PlaneError> {
         let own = self.rank.index();
         let num_foreign = self.num_pieces.iter().sum::<usize>() - self.num_pieces[own];
-        let len = parts[own].len();
+        let len = parts[own].iter().map(Range::len).sum::<usize>();
         self.foreign.resize((num_foreign * len).max(self.foreign.len()), 0.0);
-        let mut places = self.foreign.chunks_mut(len.max(1));
+        let mut rest = &mut self.foreign[..];
         let mut group = Vec::new();
         for (rank, part) in parts.iter().enumerate().filter(|(rank, _)| *rank != own) {
-            let to = Rank(rank as u32);
-            if !part.is_empty() {
-                group.extend(pieces.iter().map(|piece| Transfer::Send { to, bytes: piece[part.clone()].as_bytes() }));
+            let peer = Rank(rank as u32);
+            for piece in &buffers[..self.num_pieces[own]] {
+                group.extend(part.iter().map(|cut| Transfer::Send { to: peer, bytes: piece[cut.clone()].as_bytes() }));
             }
-            if len > 0 {
-                let places = places.by_ref().take(self.num_pieces[rank]);
-                group.extend(places.map(|place| Transfer::Recv { from: to, bytes: place.as_mut_bytes() }));
+            for cut in (0..self.num_pieces[rank]).flat_map(|_| &parts[own]) {
+                let (place, tail) = std::mem::take(&mut rest).split_at_mut(cut.len());
+                group.push(Transfer::Recv { from: peer, bytes: place.as_mut_bytes() });
+                rest = tail;
             }
         }
-        wire.exchange(group)
+        exchange(plane, group).await
     }
 
-    /// Writes the total of this rank's part to its place in `pieces[0]`.
-    fn sum(&mut self, part: &Range<usize>, pieces: &mut [&mut [f32]]) {
+    /// Writes the totals of this rank's part to their places in `buffers[0]`.
+    fn sum(&mut self, part: &[Range<usize>], buffers: &mut [&mut [f32]]) {
         if let [Term { source: Source::Own(0), .. }] = self.terms[..] {
             return;
         }
-        for start in part.clone().step_by(BLOCK_PARAMS) {
-            let block = start..(start + BLOCK_PARAMS).min(part.end);
-            self.sum_block(&block, part, pieces);
-            pieces[0][block.clone()].copy_from_slice(&self.stack[0][..block.len()]);
+        let len = part.iter().map(Range::len).sum();
+        let mut offset = 0;
+        for cut in part {
+            for start in cut.clone().step_by(BLOCK_PARAMS) {
+                let block = start..(start + BLOCK_PARAMS).min(cut.end);
+                self.sum_block(&block, offset + start - cut.start, len, buffers);
+                buffers[0][block.clone()].copy_from_slice(&self.stack[0][..block.len()]);
+            }
+            offset += cut.len();
         }
     }
 
-    /// Leaves the total of `block`, which lies in `part`, at the bottom of the stack.
-    fn sum_block(&mut self, block: &Range<usize>, part: &Range<usize>, pieces: &[&mut [f32]]) {
+    /// Leaves the total of `block`, which lies at `offset` of a part of `part_len` elements, at the bottom of the stack.
+    fn sum_block(&mut self, block: &Range<usize>, offset: usize, part_len: usize, buffers: &[&mut [f32]]) {
         let len = block.len();
         let mut depth = 0;
         for term in &self.terms {
             let operand = match term.source {
-                Source::Own(piece) => &pieces[piece][block.clone()],
-                Source::Foreign(piece) => &self.foreign[piece * part.len() + block.start - part.start..][..len],
+                Source::Own(piece) => &buffers[piece][block.clone()],
+                Source::Foreign(piece) => &self.foreign[piece * part_len + offset..][..len],
             };
             if term.num_merges == 0 {
                 self.stack[depth][..len].copy_from_slice(operand);
@@ -208,78 +215,107 @@ impl ExactReduce {
             }
         }
     }
-
-    /// Takes the norms of this rank's chunks of the total, and exchanges them for those of the others.
-    fn norms(&self, wire: &mut Wire<'_>, total: &[f32]) -> Result<Vec<f64>, PlaneError> {
-        let mut norms = vec![0.0; self.chunks.len()];
-        for chunk in self.runs[self.rank.index()].clone() {
-            norms[chunk] = chunk_square_norm(&total[self.chunks[chunk].clone()]);
-        }
-        spread(wire, &self.runs, &mut norms)?;
-        Ok(norms)
-    }
 }
 
-/// Sends this rank's part of `all` to every other rank, and fills in their parts. Parts lie in rank order.
-fn spread<T>(wire: &mut Wire<'_>, parts: &[Range<usize>], all: &mut [T]) -> Result<(), PlaneError>
-where
-    [T]: IntoBytes + zerocopy::FromBytes + zerocopy::Immutable,
-{
-    let own = wire.plane.rank().index();
-    let mut places = disjoint_mut(all, parts.iter().cloned());
-    let (before, rest) = places.split_at_mut(own);
-    let Some((mine, after)) = rest.split_first_mut() else { return Ok(()) };
-    let mine = mine.as_bytes();
-    let mut group = Vec::new();
-    for (rank, place) in (0..own).chain(own + 1..).zip(before.iter_mut().chain(after)) {
-        let peer = Rank(rank as u32);
-        if !mine.is_empty() {
-            group.push(Transfer::Send { to: peer, bytes: mine });
-        }
-        if !place.is_empty() {
-            group.push(Transfer::Recv { from: peer, bytes: place.as_mut_bytes() });
-        }
-    }
-    wire.exchange(group)
-}
-
-/// A plane with its traffic counted.
-struct Wire<'a> {
-    plane: &'a mut dyn DataPlane,
-    bytes_sent: u64,
-    bytes_received: u64,
-}
-
-impl Wire<'_> {
-    fn exchange(&mut self, mut group: Vec<Transfer<'_>>) -> Result<(), PlaneError> {
-        for transfer in &group {
-            match transfer {
-                Transfer::Send { bytes, .. } => self.bytes_sent += bytes.len() as u64,
-                Transfer::Recv { bytes, .. } => self.bytes_received += bytes.len() as u64,
+/// Cuts the flat vector so that no rank sums more than `most` elements at a time.
+fn rounds(chunks: &[Range<usize>], owners: &[Vec<Rank>], num_ranks: usize, most: usize) -> Vec<Range<usize>> {
+    let mut rounds = Vec::new();
+    let (mut start, mut loads) = (0, vec![0; num_ranks]);
+    for (chunk, owners) in chunks.iter().zip(owners) {
+        let mut from = chunk.start;
+        while from < chunk.end {
+            let room = most - owners.iter().map(|rank| loads[rank.index()]).max().unwrap_or(0);
+            if room == 0 {
+                rounds.push(std::mem::replace(&mut start, from)..from);
+                loads.fill(0);
+                continue;
             }
+            let len = room.min(chunk.end - from);
+            owners.iter().for_each(|rank| loads[rank.index()] += len);
+            from += len;
         }
-        if group.is_empty() { Ok(()) } else { self.plane.exchange(&mut group) }
+    }
+    rounds.push(start..chunks.last().map_or(0, |chunk| chunk.end));
+    rounds
+}
+
+/// Bytes that a rank has moved, without headers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// To others.
+    pub sent_bytes: u64,
+    /// From others.
+    pub received_bytes: u64,
+}
+
+impl std::ops::AddAssign for Traffic {
+    fn add_assign(&mut self, other: Self) {
+        self.sent_bytes += other.sent_bytes;
+        self.received_bytes += other.received_bytes;
     }
 }
 
-/// The chunks whose middle lies in the rank's equal share of the elements.
-fn run_of(chunks: &[Range<usize>], rank: usize, world: usize) -> Range<usize> {
-    let num_params = chunks.last().map_or(0, |chunk| chunk.end);
-    let first_of = |rank| chunks.partition_point(|chunk| (chunk.start + chunk.end) * world < 2 * num_params * rank);
-    if rank + 1 == world { first_of(rank)..chunks.len() } else { first_of(rank)..first_of(rank + 1) }
+/// Performs the transfers, and counts their bytes.
+pub async fn exchange(plane: &mut dyn DataPlane, mut group: Vec<Transfer<'_>>) -> Result<Traffic, PlaneError> {
+    let mut traffic = Traffic::default();
+    for transfer in &group {
+        match transfer {
+            Transfer::Send { bytes, .. } => traffic.sent_bytes += bytes.len() as u64,
+            Transfer::Recv { bytes, .. } => traffic.received_bytes += bytes.len() as u64,
+        }
+    }
+    if !group.is_empty() {
+        plane.exchange(&mut group).await?;
+    }
+    Ok(traffic)
 }
 
+/// The owners hand out the parameters of their chunks to `receivers`, who lack those that they do not own. Each receiver
+/// gets a chunk from that owner which gives least so far, so all ranks must name the same receivers.
+pub async fn hand_out(
+    plane: &mut dyn DataPlane,
+    chunks: &[Range<usize>],
+    owners: &[Vec<Rank>],
+    receivers: &[Rank],
+    params: &mut [f32],
+) -> Result<Traffic, PlaneError> {
+    let own = plane.rank();
+    let places = disjoint_mut(params, chunks.iter().cloned());
+    let mut given = vec![0; plane.world()];
+    let mut group = Vec::new();
+    for (place, owners) in places.into_iter().zip(owners) {
+        let mut giver = || {
+            let giver = owners.iter().copied().min_by_key(|rank| given[rank.index()])?;
+            given[giver.index()] += place.len();
+            Some(giver)
+        };
+        let lacking = receivers.iter().filter(|to| !owners.contains(to));
+        let gifts: Vec<_> = lacking.filter_map(|to| Some((giver()?, *to))).collect();
+        if let Some((from, _)) = gifts.iter().find(|(_, to)| *to == own) {
+            group.push(Transfer::Recv { from: *from, bytes: place.as_mut_bytes() });
+        } else {
+            let place = &*place;
+            let own_gifts = gifts.iter().filter(|(from, _)| *from == own);
+            group.extend(own_gifts.map(|(_, to)| Transfer::Send { to: *to, bytes: place.as_bytes() }));
+        }
+    }
+    exchange(plane, group).await
+}
+
+/// The additions over all ranks' pieces, in the order of the slots.
 fn terms(slots: usize, pieces: &[Vec<Range<usize>>], own: Rank) -> Vec<Term> {
-    let mut sums = PartialSums::new(slots);
+    let mut sources = Vec::new();
     let (mut num_own, mut num_foreign) = (0, 0);
-    let mut terms = Vec::new();
     for (rank, piece) in pieces.iter().enumerate().flat_map(|(rank, pieces)| pieces.iter().map(move |p| (rank, p))) {
         let (count, source): (_, fn(usize) -> Source) =
             if rank == own.index() { (&mut num_own, Source::Own) } else { (&mut num_foreign, Source::Foreign) };
-        terms.push(Term { source: source(*count), num_merges: sums.push(piece.clone()) });
+        sources.push((piece.clone(), source(*count)));
         *count += 1;
     }
-    terms
+    sources.sort_by_key(|(piece, _)| piece.start);
+    assert!(sources.windows(2).all(|w| w[0].0.end == w[1].0.start), "the shares are not all slots");
+    let mut sums = PartialSums::new(slots);
+    sources.into_iter().map(|(piece, source)| Term { source, num_merges: sums.push(piece) }).collect()
 }
 
 /// Adds `from` to `into`, element by element.

@@ -1,79 +1,138 @@
 //! The state that training carries from step to step: parameters, moments, and the count of what went in.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use polo_recipe::{
     ids::Step,
     layout::{ChunkId, ChunkSpec, Layout},
     plan::Plan,
 };
 use polo_store::{Digest, checkpoint};
+use zerocopy::IntoBytes;
 
-use crate::flat::Flat;
+use crate::{arrival::Held, decision::Decision, flat::Flat};
 
-/// State(k), whole. `step` says which k.
-#[derive(Debug)]
-pub struct TrainState {
-    /// Completed steps; none while the state is being filled.
-    pub step: Option<Step>,
-    /// Parameters, `[num_params]` fp32.
-    pub params: Flat,
-    /// First moments, as long.
+/// AdamW's moments of one chunk, fp32.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Moments {
+    /// First moments.
     pub exp_avg: Flat,
     /// Second moments, as long.
     pub exp_avg_sq: Flat,
+}
+
+impl Moments {
+    /// Those of a chunk that was never updated.
+    pub fn zeros(num_params: usize) -> Self {
+        Self { exp_avg: Flat::zeros(num_params), exp_avg_sq: Flat::zeros(num_params) }
+    }
+}
+
+/// What one worker holds of State(k).
+///
+/// A chunk is held if its moments are here; then its parameters are those of `step` as well. The parameters of the other
+/// chunks are those of `step` only while `params_complete`.
+#[derive(Debug)]
+pub struct TrainState {
+    /// Completed steps; none while nothing is held.
+    pub step: Option<Step>,
+    /// All parameters, `[num_params]` fp32.
+    pub params: Flat,
+    /// Whether all of them are those of `step`.
+    pub params_complete: bool,
+    /// Moments of the chunks that are held.
+    pub moments: BTreeMap<ChunkId, Moments>,
     /// Tokens that went in.
     pub ledger: Ledger,
+    /// Chunks whose sums of the step from `step` lie in the first gradient buffer.
+    pub summed: BTreeSet<ChunkId>,
+    /// What was decided of the step to `step`, for those who have not heard of it.
+    pub last_decision: Option<Decision>,
 }
 
 impl TrainState {
     /// A state of the layout's size that holds nothing yet.
     pub fn empty(layout: &Layout, plan: &Plan) -> Self {
-        let zeros = || Flat::zeros(layout.num_params);
-        let ledger = Ledger::new(plan);
-        Self { step: None, params: zeros(), exp_avg: zeros(), exp_avg_sq: zeros(), ledger }
+        Self {
+            step: None,
+            params: Flat::zeros(layout.num_params),
+            params_complete: false,
+            moments: BTreeMap::new(),
+            ledger: Ledger::new(plan),
+            summed: BTreeSet::new(),
+            last_decision: None,
+        }
     }
 
-    /// Parameters, first and second moments of a chunk, one after another.
-    pub fn chunk_vectors(&self, chunk: &ChunkSpec) -> [&[u8]; 3] {
-        [&self.params, &self.exp_avg, &self.exp_avg_sq].map(|flat| flat.bytes(chunk.range.clone()))
+    /// Lets go of everything.
+    pub fn clear(&mut self) {
+        (self.step, self.params_complete) = (None, false);
+        self.moments.clear();
+        self.summed.clear();
+        self.last_decision = None;
     }
 
-    /// The stored form of a chunk.
-    pub fn chunk_bytes(&self, chunk: &ChunkSpec) -> Vec<u8> {
-        self.chunk_vectors(chunk).concat()
+    /// What it shows to the other ranks of a generation.
+    pub fn held(&self, layout: &Layout) -> Held {
+        let Self { step, params_complete, moments, summed, last_decision, .. } = self;
+        Held {
+            step: *step,
+            params_complete: *params_complete,
+            has_decision: last_decision.is_some(),
+            chunks: layout.chunks.iter().map(|c| moments.contains_key(&c.id)).collect(),
+            summed: layout.chunks.iter().map(|c| summed.contains(&c.id)).collect(),
+        }
+    }
+
+    /// Bytes of parameters and moments that are held here, gradients not counted.
+    pub fn num_bytes(&self) -> u64 {
+        let moments: usize = self.moments.values().map(|m| 2 * m.exp_avg.as_slice().len()).sum();
+        4 * (self.params.as_slice().len() + moments) as u64
+    }
+
+    /// Parameters, first and second moments of a chunk, as bytes; none if it is not held.
+    pub fn chunk_vectors(&self, chunk: &ChunkSpec) -> Option<[&[u8]; 3]> {
+        let moments = self.moments.get(&chunk.id)?;
+        let vectors =
+            [&self.params.as_slice()[chunk.range.clone()], moments.exp_avg.as_slice(), moments.exp_avg_sq.as_slice()];
+        Some(vectors.map(IntoBytes::as_bytes))
+    }
+
+    /// The stored form of a chunk that is held.
+    pub fn chunk_bytes(&self, chunk: &ChunkSpec) -> Option<Vec<u8>> {
+        self.chunk_vectors(chunk).map(|vectors| vectors.concat())
     }
 
     /// Takes a chunk from its stored form, whose length must be right.
     pub fn load_chunk(&mut self, chunk: &ChunkSpec, bytes: &[u8]) {
-        let num_bytes = bytes.len() / 3;
-        let vectors = [&mut self.params, &mut self.exp_avg, &mut self.exp_avg_sq];
-        for (flat, part) in vectors.into_iter().zip(bytes.chunks_exact(num_bytes)) {
-            flat.bytes_mut(chunk.range.clone()).copy_from_slice(part);
+        let mut moments = Moments::zeros(chunk.range.len());
+        let params = &mut self.params.as_mut_slice()[chunk.range.clone()];
+        let vectors = [params, moments.exp_avg.as_mut_slice(), moments.exp_avg_sq.as_mut_slice()];
+        for (vector, part) in vectors.into_iter().zip(bytes.chunks_exact(bytes.len() / 3)) {
+            vector.as_mut_bytes().copy_from_slice(part);
         }
+        self.moments.insert(chunk.id, moments);
     }
 
-    /// Digest of a chunk's stored form.
-    pub fn chunk_digest(&self, chunk: &ChunkSpec) -> Digest {
-        let mut hasher = blake3::Hasher::new();
-        for vector in self.chunk_vectors(chunk) {
-            hasher.update(vector);
-        }
-        hasher.finalize().into()
+    /// Digest of the stored form of a chunk that is held.
+    pub fn chunk_digest(&self, chunk: &ChunkSpec) -> Option<Digest> {
+        self.chunk_vectors(chunk).map(|vectors| digest_of(&vectors))
     }
 
-    /// Digest of the whole state at `step`, the same that a checkpoint's manifest states.
-    pub fn digest(&self, step: Step, layout: &Layout) -> Digest {
-        let digests: Vec<_> = layout.chunks.iter().map(|chunk| self.chunk_digest(chunk)).collect();
-        checkpoint::state_digest(step.0, &digests)
+    /// Digest of the whole state at `step`, the same that a checkpoint's manifest states; none if some chunk is not held.
+    pub fn digest(&self, step: Step, layout: &Layout) -> Option<Digest> {
+        let digests: Option<Vec<_>> = layout.chunks.iter().map(|chunk| self.chunk_digest(chunk)).collect();
+        digests.map(|digests| checkpoint::state_digest(step.0, &digests))
     }
 }
 
-/// Chunks whose storing falls to `rank`: every rank holds all of them, so they share the work.
-pub fn stored_by(layout: &Layout, rank: usize, world: usize) -> impl Iterator<Item = &ChunkSpec> {
-    layout.chunks.iter().filter(move |c| mod_world(c.id, world) == rank)
-}
-
-fn mod_world(id: ChunkId, world: usize) -> usize {
-    id.0 as usize % world
+/// Digest of vectors that lie one after another.
+pub fn digest_of(vectors: &[&[u8]]) -> Digest {
+    let mut hasher = blake3::Hasher::new();
+    for vector in vectors {
+        hasher.update(vector);
+    }
+    hasher.finalize().into()
 }
 
 /// How many tokens of each source each stage has trained, counted as they are trained.

@@ -1,23 +1,29 @@
-//! The torch thread: owns every tensor, and takes part in one generation after another.
+//! The thread that owns all numbers: takes part in one generation after another.
 
-use std::{sync::Arc, time::Duration};
-
-use polo_proto::v1::{self, session_request::Message};
-use polo_recipe::{
-    config::{InitialWeights, Recipe},
-    ids::{Rank, Step},
+use std::{
+    net::{SocketAddr, ToSocketAddrs},
+    sync::Arc,
 };
-use polo_store::{Store, StoreError, hf};
+
+use futures::{
+    executor::block_on,
+    future::{BoxFuture, FutureExt, LocalBoxFuture},
+};
+use polo_proto::v1::{self, session_request::Message};
+use polo_recipe::ids::{Rank, Step};
 use tokio::runtime::Handle;
 
 use crate::{
     checkpointer::Checkpointer,
     desk::Desk,
     flat::Flat,
-    generation::{GenerationError, Left, take_part},
-    init,
-    plane::{AbortHandle, Listener, PlaneError, rendezvous::Timeouts},
-    session::{Ending, Event},
+    generation::{Left, take_part},
+    plane::{
+        AbortHandle, DataPlane, Lane, Listener, PlaneError, Secret,
+        rendezvous::{Membership, Timeouts, form},
+    },
+    rig::{Arithmetic, Network},
+    session::{Ending, Event, Order},
     state::TrainState,
     step::Setting,
 };
@@ -25,61 +31,34 @@ use crate::{
 /// Everything that outlives a generation.
 pub struct Trainer {
     /// What does not change.
-    pub(crate) setting: Arc<Setting>,
+    pub setting: Arc<Setting>,
     /// The state that is trained.
-    pub(crate) state: TrainState,
+    pub state: TrainState,
     /// Full-size gradient buffers, kept from step to step.
-    pub(crate) buffers: Vec<Flat>,
+    pub buffers: Vec<Flat>,
+    /// What computes.
+    pub arithmetic: Box<dyn Arithmetic>,
+    /// The way to the other ranks.
+    pub network: Arc<dyn Network>,
     /// The run's store.
-    pub(crate) checkpointer: Checkpointer,
-    /// Where other ranks call.
-    pub(crate) listener: Listener,
-    /// How long other ranks are waited for.
-    pub(crate) timeouts: Timeouts,
+    pub checkpointer: Checkpointer,
     /// Steps between checkpoints; 0 for none but the last.
-    pub(crate) checkpoint_every_steps: u64,
-    num_threads: usize,
-    seed: u64,
-    initial_weights: InitialWeights,
+    pub checkpoint_every_steps: u64,
 }
 
 impl Trainer {
-    /// A trainer that holds no state yet.
-    pub fn new(recipe: &Recipe, setting: Setting, store: Store, listener: Listener, runtime: Handle) -> Self {
-        let desk = setting.desk.clone();
-        Self {
-            state: TrainState::empty(&setting.layout, &setting.plan),
-            setting: Arc::new(setting),
-            buffers: Vec::new(),
-            checkpointer: Checkpointer { store, runtime, desk, in_flight: None },
-            listener,
-            timeouts: Timeouts {
-                connect: Duration::from_secs(recipe.workers.connect_timeout_s),
-                form: Duration::from_secs(recipe.workers.wait_timeout_s),
-                exchange: Duration::from_secs(recipe.workers.exchange_timeout_s),
-            },
-            checkpoint_every_steps: recipe.checkpoint.every_steps,
-            num_threads: recipe.run.threads,
-            seed: recipe.run.seed,
-            initial_weights: recipe.model.init.clone(),
-        }
-    }
-
     /// Takes part in generations until the session ends, and returns how.
-    pub fn run(mut self) -> Ending {
-        // Holds for the thread that calls it.
-        tch::set_num_threads(self.num_threads as i32);
+    pub async fn run(mut self) -> Ending {
         loop {
             let abort = match AbortHandle::new() {
                 Ok(abort) => abort,
                 Err(error) => return self.fail(format!("the system gives no event file: {error}"), false),
             };
-            let order = match self.desk().next_order(&abort) {
+            let order = match self.desk().next_order(&abort).await {
                 Ok(order) => order,
                 Err(ending) => return ending,
             };
-            let outcome = take_part(&mut self, &order, &abort);
-            match outcome {
+            match take_part(&mut self, &order, &abort).await {
                 Ok(Left::ForAnother) => self.desk().handle(Event::Left(order.generation)),
                 Ok(Left::Finished) => {}
                 Err(error) if error.is_dropped() => self.desk().handle(Event::Left(order.generation)),
@@ -91,7 +70,7 @@ impl Trainer {
         }
     }
 
-    fn report_trouble(&self, order: &crate::session::Order, trouble: &PlaneError) {
+    fn report_trouble(&self, order: &Order, trouble: &PlaneError) {
         let suspects = match trouble {
             PlaneError::PeerLost { rank, .. } | PlaneError::Desynchronised { rank, .. } => vec![*rank],
             PlaneError::Timeout { ranks, .. } => ranks.clone(),
@@ -119,33 +98,52 @@ impl Trainer {
     pub(crate) fn step(&self) -> Step {
         self.state.step.unwrap_or_default()
     }
+}
 
-    pub(crate) fn new_buffer(&self) -> Flat {
-        Flat::zeros(self.setting.layout.num_params)
+/// The other ranks over TCP.
+pub struct TcpNetwork {
+    /// Where they call.
+    pub listener: Listener,
+    /// How long they are waited for.
+    pub timeouts: Timeouts,
+    /// Drives what runs beside the thread that computes.
+    pub runtime: Handle,
+}
+
+impl TcpNetwork {
+    fn form_blocking(&self, order: &Order, lane: Lane, abort: &AbortHandle) -> Result<Box<dyn DataPlane>, PlaneError> {
+        let (peers, secret) = (resolve(&order.peers)?, Secret(order.secret));
+        let membership = Membership { generation: order.generation, rank: Rank(order.rank), peers, secret, lane };
+        Ok(Box::new(form(&self.listener, &membership, &self.timeouts, abort)?))
+    }
+}
+
+impl Network for TcpNetwork {
+    fn form<'a>(
+        &'a self,
+        order: &'a Order,
+        lane: Lane,
+        abort: &'a AbortHandle,
+    ) -> BoxFuture<'a, Result<Box<dyn DataPlane>, PlaneError>> {
+        async move { self.form_blocking(order, lane, abort) }.boxed()
     }
 
-    /// Makes the state of step 0.
-    pub(crate) fn initialize(&mut self) -> Result<Step, GenerationError> {
-        let (layout, plan) = (self.setting.layout.clone(), self.setting.plan.clone());
-        self.state = TrainState::empty(&layout, &plan);
-        let params = self.state.params.as_mut_slice();
-        match &self.initial_weights {
-            InitialWeights::Random => {
-                let range = self.setting.model.config().initializer_range;
-                init::initialize(params, &layout, range, self.seed);
-            }
-            InitialWeights::Folder(url) => {
-                let folder = Store::open(url).map_err(GenerationError::InitialWeights)?;
-                let reading = hf::read_params(&folder, &layout, params);
-                self.checkpointer.runtime.block_on(reading).map_err(GenerationError::InitialWeights)?;
-            }
+    fn together<'a>(&'a self, main: LocalBoxFuture<'a, ()>, side: BoxFuture<'a, ()>) -> LocalBoxFuture<'a, ()> {
+        async move {
+            std::thread::scope(|scope| {
+                scope.spawn(|| self.runtime.block_on(side));
+                block_on(main);
+            });
         }
-        self.state.step = Some(Step(0));
-        Ok(Step(0))
+        .boxed_local()
     }
+}
 
-    pub(crate) fn load_checkpoint(&mut self, step: Step) -> Result<(), StoreError> {
-        let Self { state, setting, checkpointer, .. } = self;
-        checkpointer.load(state, step, &setting.layout, &setting.plan)
-    }
+fn resolve(peers: &[String]) -> Result<Vec<SocketAddr>, PlaneError> {
+    let one = |(rank, address): (Rank, &String)| {
+        let none = || std::io::Error::new(std::io::ErrorKind::NotFound, "it has no address");
+        let found = address.to_socket_addrs().and_then(|mut all| all.next().ok_or_else(none));
+        found.map_err(|source| PlaneError::Address { rank, address: address.clone(), source })
+    };
+    (0..).map(Rank).zip(peers).map(one).collect()
 }

@@ -11,6 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::executor::block_on;
 use polo_store::{Digest, Store, corpus::MANIFEST_KEY, testing::put_corpus};
 use polo_worker::{
     corpus::{Corpus, CorpusError, Window},
@@ -199,21 +200,21 @@ fn batches_come_in_the_order_of_the_plan() {
     let plan = vec![windows(&[7, 1]), windows(&[0]), windows(&[13, 6])];
     let mut loader = start(&made, 2, plan.clone().into_iter());
     for asked in plan {
-        let batch = loader.next_batch().expect("a batch").expect("read");
+        let batch = block_on(loader.next_batch()).expect("a batch").expect("read");
         let rows: Vec<i64> = asked.iter().flat_map(|w| (0..5).map(|i| w.window as i64 * 4 + i)).collect();
         assert_eq!((batch.windows, batch.tokens), (asked, rows));
     }
-    assert!(loader.next_batch().is_none());
+    assert!(block_on(loader.next_batch()).is_none());
 }
 
 #[test]
 fn an_error_reaches_the_consumer_in_its_place_and_ends_the_batches() {
     let made = Made::new(&counting(&[30]));
     let mut loader = start(&made, 4, vec![windows(&[0]), windows(&[99]), windows(&[1])].into_iter());
-    assert!(loader.next_batch().expect("a batch").is_ok());
-    let error = loader.next_batch().expect("an error").expect_err("no such window");
+    assert!(block_on(loader.next_batch()).expect("a batch").is_ok());
+    let error = block_on(loader.next_batch()).expect("an error").expect_err("no such window");
     assert!(matches!(error, CorpusError::NoSuchWindow { window: 99, .. }), "{error}");
-    assert!(loader.next_batch().is_none());
+    assert!(block_on(loader.next_batch()).is_none());
 }
 
 #[test]
@@ -229,7 +230,7 @@ fn reads_no_further_ahead_than_asked_and_stops_when_dropped() {
     });
     let mut loader = start(&made, 3, endless);
     for _ in 0..10 {
-        loader.next_batch().expect("a batch").expect("read");
+        block_on(loader.next_batch()).expect("a batch").expect("read");
     }
     // 10 were given out, 3 wait, one is in the thread's hands: it must get that far, and no further.
     (0..14).for_each(|_| wait_taken.recv().expect("the thread lives"));

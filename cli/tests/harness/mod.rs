@@ -6,6 +6,7 @@ pub mod process;
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use polo_store::{
@@ -70,11 +71,30 @@ impl Lab {
 
     /// Starts `polo run` on the store of that name.
     pub fn start(&mut self, store: &str, num_workers: usize, flags: &[&str]) -> Running {
-        self.num_runs += 1;
-        let log = self.path(&format!("run-{}-{store}.log", self.num_runs));
         let mut command = process::polo();
         command.arg("run").arg(self.path("recipe.toml")).args(["--listen", "127.0.0.1:0"]);
         command.args(["--workers", &num_workers.to_string()]).args(flags);
+        self.begin(command, store, "run")
+    }
+
+    /// Starts `polo coordinator` on the store of that name, listening at `address`.
+    pub fn start_coordinator(&mut self, store: &str, address: &str, flags: &[&str]) -> Running {
+        let mut command = process::polo();
+        command.arg("coordinator").arg(self.path("recipe.toml")).args(["--listen", address]).args(flags);
+        self.begin(command, store, "coordinator")
+    }
+
+    /// Starts a worker of the coordinator at `address`.
+    pub fn start_worker(&mut self, store: &str, id: &str, address: &str) -> Running {
+        let mut command = process::worker();
+        command.arg(self.path("recipe.toml")).args(["--listen", "127.0.0.1:0"]);
+        command.args(["--id", id, "--coordinator", address]);
+        self.begin(command, store, id)
+    }
+
+    fn begin(&mut self, mut command: Command, store: &str, name: &str) -> Running {
+        self.num_runs += 1;
+        let log = self.path(&format!("{name}-{}-{store}.log", self.num_runs));
         command.arg("--set").arg(format!("run.store={}", self.path(store).display()));
         command.env("POLO_CACHE", self.path("cache")).env("POLO_LOG", "warn,polo_worker::desk=trace");
         Running::start(command, &log)

@@ -80,6 +80,11 @@ pub fn polo() -> Command {
     Command::new(program("polo"))
 }
 
+/// A worker without a `polo run` around it.
+pub fn worker() -> Command {
+    Command::new(program("polo-worker"))
+}
+
 fn kill(pid: u32, signal: Signal) {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a pid");
     // It may have exited by itself a moment ago.
@@ -168,6 +173,34 @@ impl Running {
         self.wait_for(&format!("step {step}"), |line| step_of(line).is_some_and(|s| s >= step));
     }
 
+    /// The address that a coordinator says it listens on.
+    pub fn address(&mut self) -> String {
+        let listens = "coordinator listens on ";
+        self.wait_for("its address", |line| line.starts_with(listens))[listens.len()..].to_owned()
+    }
+
+    /// Waits for the trace of a worker that works on that step or a later one, and returns which.
+    pub fn wait_for_traced_step(&mut self, step: u64) -> u64 {
+        let is_there = |line: &str| traced_step(line).is_some_and(|(_, s)| s >= step);
+        let line = self.wait_for(&format!("a trace of step {step}"), is_there);
+        traced_step(&line).expect("it is one").1
+    }
+
+    /// Process of the program itself.
+    pub fn pid(&self) -> u32 {
+        self.polo.id()
+    }
+
+    /// Sends a signal to the program itself.
+    pub fn signal(&self, signal: Signal) {
+        kill(self.polo.id(), signal);
+    }
+
+    /// Where its standard error is kept.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
     /// Processes of the workers that live.
     pub fn workers(&self) -> Vec<u32> {
         self.workers.keys().copied().collect()
@@ -178,6 +211,21 @@ impl Running {
         kill(pid, Signal::KILL);
         self.killed.push(pid);
         self.workers.remove(&pid);
+    }
+
+    /// Asks one worker to leave, as Kubernetes does.
+    pub fn terminate_worker(&self, pid: u32) {
+        self.signal_worker(pid, Signal::TERM);
+    }
+
+    /// Sends a signal to one worker.
+    pub fn signal_worker(&self, pid: u32, signal: Signal) {
+        kill(pid, signal);
+    }
+
+    /// The name of a worker that lives.
+    pub fn name_of(&self, pid: u32) -> &str {
+        &self.workers[&pid]
     }
 
     /// `kill -9` for `polo run` and every worker.
@@ -221,6 +269,13 @@ pub fn traced(line: &str) -> Option<(u32, &str)> {
     let pid = fields.split_once("pid=")?.1.split(' ').next()?.parse().ok()?;
     let phase = fields.split_once("phase=\"")?.1.split('"').next()?;
     Some((pid, phase))
+}
+
+/// The generation and the step that a worker's trace of a phase tells of.
+pub fn traced_step(line: &str) -> Option<(u64, u64)> {
+    let (_, fields) = line.split_once("polo_worker::desk: phase ")?;
+    let number = |name: &str| fields.split_once(name)?.1.split(' ').next()?.parse().ok();
+    Some((number(" generation=")?, number(" step=")?))
 }
 
 /// The step of which the line tells that it is completed.

@@ -1,17 +1,17 @@
-//! How a run ends: all members have taken their last step, hold equal states, and the state is stored.
+//! How a run ends: all members have taken their last step, and its state is stored.
 
 use std::collections::BTreeMap;
 
 use polo_recipe::ids::{Generation, Step};
 
-use super::{Action, Formation, Notice, Outcome, State, Tell, WorkerId};
+use super::{Action, Entry, Formation, Notice, Outcome, Role, State, Tell, WorkerId};
 
 /// What is known of the end.
 #[derive(Debug, Clone, Default)]
 pub struct Ending {
     pub(super) stop_requested: bool,
-    /// Members of the present generation that took their last step: its number and the digest of their state.
-    pub(super) finished: BTreeMap<WorkerId, (Step, String)>,
+    /// Members of the present generation that took their last step: its number.
+    pub(super) finished: BTreeMap<WorkerId, Step>,
     pub(super) outcome: Option<Outcome>,
 }
 
@@ -30,50 +30,45 @@ impl State {
         actions
     }
 
-    pub(super) fn finished(
-        &mut self,
-        worker: WorkerId,
-        generation: Generation,
-        step: Step,
-        state_digest: String,
-    ) -> Vec<Action> {
-        if generation != self.generation {
+    pub(super) fn finished(&mut self, worker: WorkerId, generation: Generation, step: Step) -> Vec<Action> {
+        if generation != self.announced || self.broken {
             return Vec::new();
         }
-        self.ending.finished.insert(worker, (step, state_digest));
+        self.watch.expect_no_step();
+        self.ending.finished.insert(worker, step);
         self.consider_ending()
     }
 
     /// Ends the run when every member of the generation is done and their state is stored.
     pub(super) fn consider_ending(&mut self) -> Vec<Action> {
-        let Formation::Running { members } = &self.formation else { return Vec::new() };
-        let finished: Option<Vec<_>> = members.iter().map(|w| Some((w, self.ending.finished.get(w)?))).collect();
-        let Some((_, (step, state_digest))) = finished.as_ref().and_then(|f| f.first().copied()) else {
+        if !matches!(self.formation, Formation::Running) || self.broken {
             return Vec::new();
-        };
-        let (step, state_digest) = (*step, state_digest.clone());
-        let others = finished.iter().flatten().find(|(_, (s, d))| (*s, d) != (step, &state_digest));
-        if let Some((worker, (their_step, digest))) = others {
-            let reason = format!(
-                "workers end in different states: {} has {state_digest} at step {step}, {worker} has {digest} at step {their_step}",
-                members[0]
-            );
+        }
+        let members = self.seats.iter().filter(|s| s.role == Role::Member).map(|s| &s.worker);
+        let finished: Option<Vec<_>> = members.map(|w| Some((w, *self.ending.finished.get(w)?))).collect();
+        let Some((first, step)) = finished.as_ref().and_then(|f| f.first().copied()) else { return Vec::new() };
+        if let Some((worker, other)) = finished.iter().flatten().find(|(_, s)| *s != step) {
+            let reason = format!("workers end at different steps: {first} at {step}, {worker} at {other}");
             return self.end(Outcome::Failed { reason });
         }
-        if !self.checkpoints.contains(step) {
-            return Vec::new();
+        match self.checkpoints.digest(step) {
+            Some(Some(state_digest)) => self.end(self.outcome_at(step, state_digest)),
+            Some(None) => self.read_checkpoint(step),
+            None => Vec::new(),
         }
-        let outcome = if step >= self.settings.num_steps {
+    }
+
+    fn outcome_at(&self, step: Step, state_digest: String) -> Outcome {
+        if step >= self.settings.num_steps {
             Outcome::Completed { step, state_digest }
         } else {
             Outcome::Stopped { step, state_digest }
-        };
-        self.end(outcome)
+        }
     }
 
     /// A checkpoint that cannot be stored is retried at the next one, unless the run ends with it.
     pub(super) fn checkpoint_failed(&mut self, step: Step, error: String) -> Vec<Action> {
-        let is_last = self.ending.finished.values().any(|(s, _)| *s == step);
+        let is_last = self.ending.finished.values().any(|s| *s == step);
         let mut actions = vec![Action::Announce(Notice::CheckpointFailed(step, error.clone()))];
         if is_last {
             let reason = format!("the last checkpoint, of step {step}, could not be stored: {error}");
@@ -89,7 +84,18 @@ impl State {
         };
         self.ending.outcome = Some(outcome.clone());
         let mut actions = self.tell_all(self.members.keys(), farewell);
+        actions.push(Action::Record(Entry::Ended(outcome.clone())));
         actions.push(Action::End(outcome));
         actions
+    }
+
+    /// Another coordinator holds the run. Workers are told nothing: they train on, and go over to that one.
+    pub(super) fn give_way(&mut self, by: String) -> Vec<Action> {
+        let reason = format!(
+            "another coordinator has taken over the run: {by}; the workers go on with that one, and this one only ends"
+        );
+        let outcome = Outcome::Failed { reason };
+        self.ending.outcome = Some(outcome.clone());
+        vec![Action::End(outcome)]
     }
 }

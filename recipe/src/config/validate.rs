@@ -110,6 +110,7 @@ impl Recipe {
             ("workers.wait_timeout_s", workers.wait_timeout_s),
             ("workers.heartbeat_timeout_ms", workers.heartbeat_timeout_ms),
             ("workers.connect_timeout_s", workers.connect_timeout_s),
+            ("workers.drain_timeout_s", workers.drain_timeout_s),
             ("workers.exchange_timeout_s", workers.exchange_timeout_s),
             ("workers.coordinator_timeout_s", workers.coordinator_timeout_s),
         ] {
@@ -118,6 +119,10 @@ impl Recipe {
         let slots = self.batch.slots;
         check(workers.min_workers <= slots, "workers.min_workers", || {
             format!("is {}; at most `batch.slots` = {slots} workers can take part", workers.min_workers)
+        })?;
+        let (least, most) = (workers.min_workers, workers.max_workers.unwrap_or(slots));
+        check(least <= most, "workers.max_workers", || {
+            format!("is {most}; it has to be at least `workers.min_workers` = {least}")
         })
     }
 }

@@ -122,7 +122,7 @@ impl Manifest {
     }
 
     /// Reads the stored form; the error says what is wrong with it.
-    pub(super) fn decode(bytes: &[u8]) -> Result<Self, String> {
+    pub fn decode(bytes: &[u8]) -> Result<Self, String> {
         let opened: Opened = serde_json::from_slice(bytes).map_err(|e| format!("it is no manifest: {e}"))?;
         let manifest = opened.manifest;
         if manifest.format != FORMAT {

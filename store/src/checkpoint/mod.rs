@@ -17,6 +17,7 @@ mod retention;
 use std::collections::HashMap;
 
 use bytes::Bytes;
+use polo_recipe::mistakes::{Mistake, is_back};
 
 use crate::{Digest, Entry, Store, StoreError};
 
@@ -78,7 +79,8 @@ pub async fn get_chunk(store: &Store, digest: &Digest, num_bytes: u64) -> Result
 /// Writing an equal manifest again is fine, and a damaged one is replaced. Another whole manifest for the same step is
 /// [`StoreError::ConflictingCheckpoint`]; an absent chunk is [`StoreError::Damaged`], and nothing is written.
 pub async fn put_manifest(store: &Store, manifest: &Manifest) -> Result<(), StoreError> {
-    if let Some(problem) = check::missing_chunks(store, manifest, &stored_chunks(store).await?).into_iter().next() {
+    let missing = check::missing_chunks(store, manifest, &stored_chunks(store).await?).into_iter().next();
+    if let Some(problem) = missing.filter(|_| !is_back(Mistake::ManifestBeforeChunks)) {
         return Err(problem);
     }
     let (key, bytes) = (manifest_key(manifest.step), manifest.encode());

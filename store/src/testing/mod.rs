@@ -1,7 +1,11 @@
-//! What tests and demonstrations need around a store: a real S3 server, and small corpora.
+//! What tests and demonstrations need around a store: real S3 servers, an honest one and one that lies, and small
+//! corpora.
 
 mod corpus;
+mod rclone;
 mod seaweedfs;
 
+pub use crate::address::{forget_memory, register_memory};
 pub use corpus::put_corpus;
+pub use rclone::Rclone;
 pub use seaweedfs::{SeaweedFs, settings};

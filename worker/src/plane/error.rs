@@ -69,6 +69,16 @@ pub enum PlaneError {
         /// The rank asked for.
         peer: Rank,
     },
+    /// An address of a peer means nothing here.
+    #[error("the data-plane address {address} of rank {rank} cannot be resolved: {source}")]
+    Address {
+        /// The peer.
+        rank: Rank,
+        /// What it announced.
+        address: String,
+        /// What the resolver said.
+        source: io::Error,
+    },
     /// The operating system refused something that concerns no peer.
     #[error("the data plane cannot {what}: {source}")]
     Local {

@@ -8,9 +8,9 @@ use std::fmt;
 use polo_recipe::ids::{Generation, Rank};
 
 /// Name and version of the protocol.
-const MAGIC: [u8; 8] = *b"polodp\0\x01";
+const MAGIC: [u8; 8] = *b"polodp\0\x02";
 /// Length of the hello's part that is proved.
-const CLAIM_BYTES: usize = 8 + 32 + 8 + 4 + 4;
+const CLAIM_BYTES: usize = 8 + 32 + 8 + 4 + 4 + 1;
 /// Length of a hello in bytes.
 pub(super) const HELLO_BYTES: usize = CLAIM_BYTES + 32;
 /// Length of the answer in bytes: the answer's code and a proof, which is zero in refusals.
@@ -76,12 +76,13 @@ pub(super) struct Hello {
     /// Digest of the run's identity.
     pub(super) run: [u8; 32],
     pub(super) generation: Generation,
+    pub(super) lane: u8,
     pub(super) from: Rank,
     pub(super) to: Rank,
 }
 
 impl Hello {
-    /// On the wire: magic, run, generation (u64), from (u32), to (u32), proof; little-endian.
+    /// On the wire: magic, run, generation (u64), from (u32), to (u32), lane (u8), proof; little-endian.
     pub(super) fn encode(&self, secret: &Secret) -> [u8; HELLO_BYTES] {
         let mut bytes = [0; HELLO_BYTES];
         bytes[..8].copy_from_slice(&MAGIC);
@@ -89,6 +90,7 @@ impl Hello {
         bytes[40..48].copy_from_slice(&self.generation.0.to_le_bytes());
         bytes[48..52].copy_from_slice(&self.from.0.to_le_bytes());
         bytes[52..56].copy_from_slice(&self.to.0.to_le_bytes());
+        bytes[56] = self.lane;
         let proof = blake3::keyed_hash(&secret.0, &bytes[..CLAIM_BYTES]);
         bytes[CLAIM_BYTES..].copy_from_slice(proof.as_bytes());
         bytes
@@ -103,7 +105,7 @@ impl Hello {
         let generation = Generation(u64::from(u32_at(40)) | u64::from(u32_at(44)) << 32);
         let mut run = [0; 32];
         run.copy_from_slice(&bytes[8..40]);
-        Some(Self { run, generation, from: Rank(u32_at(48)), to: Rank(u32_at(52)) })
+        Some(Self { run, generation, lane: bytes[56], from: Rank(u32_at(48)), to: Rank(u32_at(52)) })
     }
 }
 
@@ -140,7 +142,8 @@ fn welcome_proof(hello: &[u8; HELLO_BYTES], secret: &Secret) -> blake3::Hash {
 mod tests {
     use super::*;
 
-    const HELLO: Hello = Hello { run: [3; 32], generation: Generation(1 << 33 | 5), from: Rank(2), to: Rank(1) };
+    const HELLO: Hello =
+        Hello { run: [3; 32], generation: Generation(1 << 33 | 5), lane: 1, from: Rank(2), to: Rank(1) };
 
     #[test]
     fn a_hello_is_read_as_it_was_written_and_proves_its_secret() {

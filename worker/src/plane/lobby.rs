@@ -35,8 +35,8 @@ pub(super) struct Lobby {
 
 #[derive(Default)]
 struct State {
-    /// The newest generation that forming was begun for.
-    newest: Option<Generation>,
+    /// The newest plane that forming was begun for: its generation and lane.
+    newest: Option<(Generation, u8)>,
     /// The membership of `newest` while it is being formed.
     open: Option<Membership>,
     early: Vec<Caller>,
@@ -71,10 +71,11 @@ impl Lobby {
     pub(super) fn open(&self, membership: &Membership) -> Result<Doors<'_>, PlaneError> {
         let generation = membership.generation;
         let mut state = self.state();
-        if let Some(newest) = state.newest.filter(|newest| generation <= *newest) {
+        let wanted = (generation, membership.lane as u8);
+        if let Some((newest, _)) = state.newest.filter(|newest| wanted <= *newest) {
             return Err(PlaneError::OldGeneration { generation, newest });
         }
-        state.newest = Some(generation);
+        state.newest = Some(wanted);
         state.open = Some(membership.clone());
         for caller in mem::take(&mut state.early) {
             self.place(&mut state, caller);
@@ -147,11 +148,15 @@ fn judge(bytes: &[u8; HELLO_BYTES], run: &[u8; 32], state: &State) -> Verdict {
         return Verdict::Refuse(Refusal::Run);
     }
     match &state.open {
-        Some(membership) if membership.generation == hello.generation => match admit(bytes, &hello, membership) {
-            Ok(rank) => Verdict::Admit(rank),
-            Err(refusal) => Verdict::Refuse(refusal),
-        },
-        _ if state.newest.is_some_and(|newest| hello.generation <= newest) => Verdict::Refuse(Refusal::OldGeneration),
+        Some(membership) if (membership.generation, membership.lane as u8) == (hello.generation, hello.lane) => {
+            match admit(bytes, &hello, membership) {
+                Ok(rank) => Verdict::Admit(rank),
+                Err(refusal) => Verdict::Refuse(refusal),
+            }
+        }
+        _ if state.newest.is_some_and(|newest| (hello.generation, hello.lane) <= newest) => {
+            Verdict::Refuse(Refusal::OldGeneration)
+        }
         _ if state.early.len() >= MAX_EARLY_CALLERS => Verdict::Refuse(Refusal::Busy),
         _ => Verdict::Keep,
     }
@@ -171,6 +176,7 @@ mod tests {
     use std::io::Read;
     use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
+    use super::super::Lane;
     use super::super::handshake::{ANSWER_BYTES, Secret, read_answer};
     use super::*;
 
@@ -179,15 +185,21 @@ mod tests {
 
     fn membership(generation: u64) -> Membership {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
-        Membership { generation: Generation(generation), rank: Rank(1), peers: vec![address; 3], secret: SECRET }
+        Membership {
+            generation: Generation(generation),
+            rank: Rank(1),
+            peers: vec![address; 3],
+            secret: SECRET,
+            lane: Lane::Steps,
+        }
     }
 
     fn forming(generation: u64) -> State {
-        State { newest: Some(Generation(generation)), open: Some(membership(generation)), ..State::default() }
+        State { newest: Some((Generation(generation), 0)), open: Some(membership(generation)), ..State::default() }
     }
 
     fn verdict(generation: u64, from: u32, to: u32, secret: &Secret, state: &State) -> Verdict {
-        let hello = Hello { run: RUN, generation: Generation(generation), from: Rank(from), to: Rank(to) };
+        let hello = Hello { run: RUN, generation: Generation(generation), lane: 0, from: Rank(from), to: Rank(to) };
         judge(&hello.encode(secret), &RUN, state)
     }
 
@@ -201,7 +213,7 @@ mod tests {
         let state = forming(5);
         assert_eq!(verdict(4, 2, 1, &SECRET, &state), Verdict::Refuse(Refusal::OldGeneration));
         assert_eq!(verdict(6, 2, 1, &SECRET, &state), Verdict::Keep);
-        let formed = State { newest: Some(Generation(5)), ..State::default() };
+        let formed = State { newest: Some((Generation(5), 0)), ..State::default() };
         assert_eq!(verdict(5, 2, 1, &SECRET, &formed), Verdict::Refuse(Refusal::OldGeneration));
         assert_eq!(verdict(0, 2, 1, &SECRET, &State::default()), Verdict::Keep);
     }
@@ -213,7 +225,8 @@ mod tests {
         for (from, to) in [(2, 0), (3, 1), (1, 1), (0, 1)] {
             assert_eq!(verdict(5, from, to, &SECRET, &state), Verdict::Refuse(Refusal::Rank), "{from} to {to}");
         }
-        let hello = Hello { run: [7; 32], generation: Generation(5), from: Rank(2), to: Rank(1) }.encode(&SECRET);
+        let hello =
+            Hello { run: [7; 32], generation: Generation(5), lane: 0, from: Rank(2), to: Rank(1) }.encode(&SECRET);
         assert_eq!(judge(&hello, &RUN, &state), Verdict::Refuse(Refusal::Run));
         assert_eq!(judge(&[0; HELLO_BYTES], &RUN, &state), Verdict::Refuse(Refusal::Protocol));
     }
@@ -223,7 +236,8 @@ mod tests {
         let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let caller = TcpStream::connect(socket.local_addr().expect("an address")).expect("a connection");
         caller.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
-        let hello = Hello { run: RUN, generation: Generation(generation), from: Rank(2), to: Rank(1) }.encode(&SECRET);
+        let hello =
+            Hello { run: RUN, generation: Generation(generation), lane: 0, from: Rank(2), to: Rank(1) }.encode(&SECRET);
         (caller, Caller { stream: socket.accept().expect("the caller").0, hello, since: Instant::now() })
     }
 

@@ -15,6 +15,7 @@ pub mod rendezvous;
 pub mod tcp;
 mod wake;
 
+use futures::future::BoxFuture;
 use polo_recipe::ids::{Generation, Rank};
 
 pub use self::error::PlaneError;
@@ -53,6 +54,17 @@ impl Transfer<'_> {
     }
 }
 
+/// Which of a generation's planes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Lane {
+    /// The one on which steps are taken.
+    #[default]
+    Steps,
+    /// The one on which chunks move to new owners while a step is computed.
+    State,
+}
+
 /// The connections among the ranks of one generation.
 pub trait DataPlane: Send {
     /// This worker's rank.
@@ -69,7 +81,7 @@ pub trait DataPlane: Send {
     /// Between one pair of ranks, messages are matched in order, also across calls. A message counts as sent when its
     /// memory may be used again, not when it was received. After an error the plane must be dropped: some of the
     /// messages may have been transferred in part.
-    fn exchange(&mut self, group: &mut [Transfer<'_>]) -> Result<(), PlaneError>;
+    fn exchange<'a>(&'a mut self, group: &'a mut [Transfer<'_>]) -> BoxFuture<'a, Result<(), PlaneError>>;
 
     /// A handle that interrupts this plane from any thread.
     fn abort_handle(&self) -> AbortHandle;

@@ -11,7 +11,7 @@ use super::handshake::{Hello, Secret};
 use super::lobby::Doors;
 use super::tcp::TcpPlane;
 use super::wake::wait;
-use super::{AbortHandle, Listener, PlaneError};
+use super::{AbortHandle, Lane, Listener, PlaneError};
 
 /// What a worker must know of a generation to take part in its plane.
 #[derive(Debug, Clone)]
@@ -24,6 +24,8 @@ pub struct Membership {
     pub peers: Vec<SocketAddr>,
     /// The same for all members, and fresh.
     pub secret: Secret,
+    /// Which of the generation's planes, in ascending order.
+    pub lane: Lane,
 }
 
 /// How long a worker waits for its peers.
@@ -48,14 +50,15 @@ pub fn form(
     timeouts: &Timeouts,
     abort: &AbortHandle,
 ) -> Result<TcpPlane, PlaneError> {
-    let Membership { generation, rank, peers, secret } = membership;
+    let Membership { generation, rank, peers, secret, lane } = membership;
     let (generation, rank, world) = (*generation, *rank, peers.len());
     if rank.index() >= world {
         return Err(PlaneError::NoSuchPeer { rank, world, peer: rank });
     }
-    let run = listener.lobby.run();
-    let dial =
-        |(to, address): (Rank, &SocketAddr)| Dial::new(*address, &Hello { run, generation, from: rank, to }, secret);
+    let (run, lane) = (listener.lobby.run(), *lane as u8);
+    let dial = |(to, address): (Rank, &SocketAddr)| {
+        Dial::new(*address, &Hello { run, generation, lane, from: rank, to }, secret)
+    };
     let mut meeting = Meeting {
         generation,
         doors: listener.lobby.open(membership)?,

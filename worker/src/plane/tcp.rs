@@ -9,6 +9,7 @@ use std::mem;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use futures::future::BoxFuture;
 use polo_recipe::ids::{Generation, Rank};
 use rustix::event::{PollFd, PollFlags};
 
@@ -67,22 +68,9 @@ impl TcpPlane {
         }
         Ok(links.into_iter().flatten().collect())
     }
-}
 
-impl DataPlane for TcpPlane {
-    fn rank(&self) -> Rank {
-        self.rank
-    }
-
-    fn world(&self) -> usize {
-        self.peers.len()
-    }
-
-    fn generation(&self) -> Generation {
-        self.generation
-    }
-
-    fn exchange(&mut self, group: &mut [Transfer<'_>]) -> Result<(), PlaneError> {
+    /// [`DataPlane::exchange`] on the calling thread.
+    fn exchange_blocking(&mut self, group: &mut [Transfer<'_>]) -> Result<(), PlaneError> {
         let (abort, timeout) = (self.abort.clone(), self.timeout);
         let mut links = self.links(group)?;
         let mut last_progress = Instant::now();
@@ -100,6 +88,25 @@ impl DataPlane for TcpPlane {
                 return Err(timed_out(&links, last_progress.elapsed()));
             }
         }
+    }
+}
+
+impl DataPlane for TcpPlane {
+    fn rank(&self) -> Rank {
+        self.rank
+    }
+
+    fn world(&self) -> usize {
+        self.peers.len()
+    }
+
+    fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    fn exchange<'a>(&'a mut self, group: &'a mut [Transfer<'_>]) -> BoxFuture<'a, Result<(), PlaneError>> {
+        // The thread that calls has nothing else to do, so it may block.
+        Box::pin(async move { self.exchange_blocking(group) })
     }
 
     fn abort_handle(&self) -> AbortHandle {

@@ -43,18 +43,32 @@ pub struct AbortHandle(Arc<Latch>);
 struct Latch {
     set: AtomicBool,
     signal: Signal,
+    notify: tokio::sync::Notify,
 }
 
 impl AbortHandle {
     /// A handle that is not aborted. Fails when the process is out of file descriptors.
     pub fn new() -> io::Result<Self> {
-        Ok(Self(Arc::new(Latch { set: AtomicBool::new(false), signal: Signal::new()? })))
+        Ok(Self(Arc::new(Latch {
+            set: AtomicBool::new(false),
+            signal: Signal::new()?,
+            notify: tokio::sync::Notify::new(),
+        })))
     }
 
     /// Makes a running or later call return [`PlaneError::Aborted`](super::PlaneError::Aborted) at once.
     pub fn abort(&self) {
         self.0.set.store(true, Ordering::Release);
         self.0.signal.raise();
+        self.0.notify.notify_waiters();
+    }
+
+    /// Returns once [`abort`](Self::abort) was called: for planes that are not driven by blocking calls.
+    pub async fn aborted(&self) {
+        let notified = self.0.notify.notified();
+        if !self.is_aborted() {
+            notified.await;
+        }
     }
 
     /// Whether [`abort`](Self::abort) was called.

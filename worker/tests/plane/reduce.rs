@@ -2,8 +2,11 @@
 
 use std::ops::Range;
 
+use futures::executor::block_on;
+use polo_recipe::ids::Rank;
+use polo_recipe::ownership::assign_owners;
 use polo_recipe::slots::{SumPlan, assign, split};
-use polo_worker::reduce::{ExactReduce, Reduced, add_assign, chunk_square_norm};
+use polo_worker::reduce::{ExactReduce, Traffic, add_assign, chunk_square_norm, hand_out};
 use proptest::prelude::*;
 
 use crate::worlds::{PATIENCE, on_all, tcp};
@@ -60,13 +63,39 @@ fn tree_sum(gradients: &[Vec<f32>], node: Range<usize>) -> Vec<f32> {
     left.iter().zip(&right).map(|(left, right)| left + right).collect()
 }
 
-/// What the trainer does on a rank: sums its slots by the plan, then reduces.
-fn train_step(work: &Work, world: usize) -> Vec<(Vec<f32>, Reduced)> {
+/// Who takes part in a reduction, and how.
+struct World {
+    /// By rank.
+    shares: Vec<Range<usize>>,
+    owners: Vec<Vec<Rank>>,
+}
+
+impl World {
+    /// All of `world` ranks compute and own.
+    fn usual(work: &Work, world: usize, copies: usize) -> Self {
+        Self {
+            shares: assign(work.gradients.len(), world).expect("a rank for each"),
+            owners: owners(work, world, copies),
+        }
+    }
+}
+
+fn owners(work: &Work, world: usize, copies: usize) -> Vec<Vec<Rank>> {
+    let lens: Vec<_> = work.chunks.iter().map(Range::len).collect();
+    assign_owners(&lens, &vec![Vec::new(); lens.len()], world, copies)
+}
+
+/// Sums by chunk.
+type Totals = Vec<(usize, Vec<f32>)>;
+
+/// What the trainer does on a rank: sums its slots by the plan, then reduces. Returns the totals of the chunks that each
+/// rank owns, by chunk.
+fn train_step(work: &Work, world: &World) -> Vec<(Totals, Traffic)> {
     let slots = work.gradients.len();
-    let shares = assign(slots, world).expect("a rank for each");
-    on_all(tcp(world, PATIENCE), |mut plane| {
-        let plan = SumPlan::new(slots, &shares[plane.rank().index()]);
-        let mut buffers = vec![Vec::new(); plan.num_buffers];
+    let num_params = work.chunks.last().map_or(0, |chunk| chunk.end);
+    on_all(tcp(world.shares.len(), PATIENCE), |mut plane| {
+        let plan = SumPlan::new(slots, &world.shares[plane.rank().index()]);
+        let mut buffers = vec![vec![0.0; num_params]; plan.num_buffers.max(1)];
         for step in &plan.steps {
             buffers[step.buffer] = work.gradients[step.slot].clone();
             for merge in &step.merges {
@@ -74,12 +103,24 @@ fn train_step(work: &Work, world: usize) -> Vec<(Vec<f32>, Reduced)> {
                 add_assign(into, from);
             }
         }
-        let mut reduce = ExactReduce::new(slots, work.chunks.clone(), plane.rank(), world);
+        let (chunks, owners) = (work.chunks.clone(), world.owners.clone());
+        let mut reduce = ExactReduce::new(slots, &world.shares, chunks, owners, plane.rank());
         reduce.set_scratch_params(work.scratch_params);
-        let mut pieces: Vec<_> = buffers.iter_mut().take(plan.pieces.len()).map(Vec::as_mut_slice).collect();
-        let reduced = reduce.run(&mut *plane, &mut pieces).expect("a reduction");
-        (buffers.swap_remove(0), reduced)
+        let mut pieces: Vec<_> = buffers.iter_mut().map(Vec::as_mut_slice).collect();
+        let traffic = block_on(reduce.run(&mut *plane, &mut pieces)).expect("a reduction");
+        let total = |chunk: usize| (chunk, buffers[0][work.chunks[chunk].clone()].to_vec());
+        (reduce.owned(plane.rank()).map(total).collect(), traffic)
     })
+}
+
+fn assert_defined(work: &Work, world: &World) {
+    let expected = tree_sum(&work.gradients, 0..work.gradients.len());
+    let mut num_totals = vec![0; work.chunks.len()];
+    for (chunk, total) in train_step(work, world).into_iter().flat_map(|(totals, _)| totals) {
+        assert_eq!(bits(&total), bits(&expected[work.chunks[chunk].clone()]), "chunk {chunk}");
+        num_totals[chunk] += 1;
+    }
+    assert_eq!(num_totals, world.owners.iter().map(Vec::len).collect::<Vec<_>>(), "every owner has its total");
 }
 
 /// The bits, with one NaN for all: an operation's NaN is a NaN, but its bits are not part of any promise.
@@ -90,21 +131,22 @@ fn bits(values: &[f32]) -> Vec<u32> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
     #[test]
-    fn every_world_has_the_bits_of_the_definition(work in work()) {
-        let expected = tree_sum(&work.gradients, 0..work.gradients.len());
-        let norms: Vec<_> = work.chunks.iter().map(|chunk| chunk_square_norm(&expected[chunk.clone()]).to_bits()).collect();
+    fn every_world_has_the_bits_of_the_definition(work in work(), copies in 1usize..4) {
         for world in 1..=work.gradients.len() {
-            let results = train_step(&work, world);
-            for (total, reduced) in &results {
-                prop_assert_eq!(bits(total), bits(&expected), "world {}", world);
-                let theirs: Vec<_> = reduced.chunk_square_norms.iter().map(|norm| norm.to_bits()).collect();
-                prop_assert_eq!(&theirs, &norms, "world {}", world);
-            }
-            let sent: u64 = results.iter().map(|(_, reduced)| reduced.bytes_sent).sum();
-            let received: u64 = results.iter().map(|(_, reduced)| reduced.bytes_received).sum();
-            prop_assert_eq!(sent, received);
-            prop_assert_eq!(sent == 0, world == 1);
+            assert_defined(&work, &World::usual(&work, world, copies));
         }
+    }
+
+    #[test]
+    fn who_computes_need_not_own_and_slots_may_be_passed_on(work in work(), rotation in 0usize..4, copies in 1usize..4) {
+        // Rank 1 is new and has no slots yet.
+        let computing: Vec<usize> = [0, 2, 3].into_iter().take(work.gradients.len()).collect();
+        let assigned = assign(work.gradients.len(), computing.len()).expect("a rank for each");
+        let mut shares = vec![0..0; 4];
+        for (place, rank) in computing.iter().enumerate() {
+            shares[*rank] = assigned[(place + rotation) % computing.len()].clone();
+        }
+        assert_defined(&work, &World { shares, owners: owners(&work, 4, copies) });
     }
 }
 
@@ -115,7 +157,7 @@ fn the_order_of_summation_shows_in_the_bits() {
     assert_eq!(tree_sum(&gradients, 0..4), [0.0]);
     let work = Work { gradients, chunks: vec![0..1; 1], scratch_params: 1 };
     for world in 1..=4 {
-        assert!(train_step(&work, world).iter().all(|(total, _)| *total == [0.0]));
+        assert_defined(&work, &World::usual(&work, world, 1));
     }
 }
 
@@ -123,25 +165,69 @@ fn the_order_of_summation_shows_in_the_bits() {
 fn chunks_longer_than_the_blocks_of_the_sum_have_the_bits_of_the_definition() {
     let value = |slot: usize, at: usize| ((slot * 7919 + at * 104_729) as f32).sin();
     let gradients: Vec<Vec<_>> = (0..5).map(|slot| (0..13_001).map(|at| value(slot, at)).collect()).collect();
-    let expected = tree_sum(&gradients, 0..5);
     for scratch_params in [20_000, 1 << 20] {
         let work = Work { gradients: gradients.clone(), chunks: vec![0..9000, 9000..13_001], scratch_params };
         for world in 1..=5 {
-            assert!(train_step(&work, world).iter().all(|(total, _)| bits(total) == bits(&expected)), "world {world}");
+            assert_defined(&work, &World::usual(&work, world, 2));
+        }
+    }
+}
+
+/// ARCHITECTURE.md's formulas for a step with P parameters, W workers, c copies, and p subtree sums on each rank.
+#[test]
+fn traffic_is_that_of_the_formulas() {
+    const NUM_CHUNKS: usize = 48;
+    const CHUNK_PARAMS: usize = 100;
+    let num_params = (NUM_CHUNKS * CHUNK_PARAMS) as f64;
+    let gradients = vec![vec![1.0; NUM_CHUNKS * CHUNK_PARAMS]; 8];
+    let chunks: Vec<_> = (0..NUM_CHUNKS).map(|i| i * CHUNK_PARAMS..(i + 1) * CHUNK_PARAMS).collect();
+    let work = Work { gradients, chunks: chunks.clone(), scratch_params: 1 << 20 };
+    for (num_ranks, copies) in [(2, 1), (2, 2), (4, 1), (4, 2), (4, 4), (8, 1), (8, 3)] {
+        let world = World::usual(&work, num_ranks, copies);
+        let (w, c) = (num_ranks as f64, copies as f64);
+        let (pieces, params) = (4.0 * num_params * c * (w - 1.0) / w, 4.0 * num_params * (w - c) / w);
+        let reduced = train_step(&work, &world);
+        let receivers: Vec<_> = (0..num_ranks as u32).map(Rank).collect();
+        let handed_out = on_all(tcp(num_ranks, PATIENCE), |mut plane| {
+            let mut params = vec![0.0; NUM_CHUNKS * CHUNK_PARAMS];
+            block_on(hand_out(&mut *plane, &chunks, &world.owners, &receivers, &mut params)).expect("handed out")
+        });
+        for (reduced, handed_out) in reduced.iter().map(|(_, traffic)| traffic).zip(handed_out) {
+            for (moved, expected) in [
+                (reduced.sent_bytes, pieces),
+                (reduced.received_bytes, pieces),
+                (handed_out.sent_bytes, params),
+                (handed_out.received_bytes, params),
+            ] {
+                let difference = (moved as f64 - expected).abs();
+                assert!(difference <= 0.05 * expected, "{num_ranks} ranks, {copies} copies: {moved}, not {expected}");
+            }
+            if copies == 1 {
+                let ring_all_reduce = 2.0 * 4.0 * num_params * (w - 1.0) / w;
+                assert!((reduced.sent_bytes + handed_out.sent_bytes) as f64 <= ring_all_reduce);
+            }
         }
     }
 }
 
 #[test]
-fn chunks_are_shared_out_evenly_and_in_order() {
-    let chunks: Vec<_> = (0..10).map(|i| i * 100..(i + 1) * 100).chain((0..20).map(|i| 1000 + i..1001 + i)).collect();
-    let reduce = ExactReduce::new(8, chunks.clone(), polo_recipe::ids::Rank(0), 4);
-    let reducers: Vec<_> = (0..chunks.len()).map(|chunk| reduce.reducer(chunk).expect("a reducer").index()).collect();
-    assert!(reducers.is_sorted());
-    for rank in 0..4 {
-        let share: usize = chunks.iter().zip(&reducers).filter(|(_, r)| **r == rank).map(|(c, _)| c.len()).sum();
-        assert!((155..=355).contains(&share), "rank {rank} has {share} of 1020 elements");
-    }
+fn owners_hand_out_what_they_own_and_nothing_else_changes() {
+    let chunks = [0..3, 3..4, 4..9];
+    let owners = [vec![Rank(0), Rank(1)], vec![Rank(1)], vec![Rank(0), Rank(2)]];
+    // Rank 3 is a spare, rank 4 leaves.
+    let receivers = [0, 1, 2, 3].map(Rank);
+    let results = on_all(tcp(5, PATIENCE), |mut plane| {
+        let rank = plane.rank();
+        let mut params = vec![-1.0; 9];
+        for (chunk, owners) in chunks.iter().zip(&owners).filter(|(_, owners)| owners.contains(&rank)) {
+            params[chunk.clone()].fill(owners[0].0 as f32 + chunk.start as f32);
+        }
+        block_on(hand_out(&mut *plane, &chunks, &owners, &receivers, &mut params)).expect("handed out");
+        params
+    });
+    let all = [0.0, 0.0, 0.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0];
+    assert!(results[..4].iter().all(|params| *params == all), "{results:?}");
+    assert_eq!(results[4], [-1.0; 9]);
 }
 
 #[test]

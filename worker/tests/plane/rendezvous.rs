@@ -5,11 +5,12 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::Duration;
 
+use futures::executor::block_on;
 use polo_recipe::ids::{Generation, Rank};
 use polo_worker::plane::gather::all_gather;
 use polo_worker::plane::rendezvous::{Membership, Timeouts, form};
 use polo_worker::plane::tcp::TcpPlane;
-use polo_worker::plane::{Listener, PlaneError, Refusal, Secret};
+use polo_worker::plane::{Lane, Listener, PlaneError, Refusal, Secret};
 
 use crate::worlds::{PATIENCE, abort_handle, listener, membership, on_all};
 
@@ -49,7 +50,8 @@ fn one_listener_serves_generation_after_generation() {
         let ranks = (0..).zip(&listeners).collect();
         on_all(ranks, |(rank, listener)| {
             let mut plane = join(listener, &membership(generation, rank, &listeners)).expect("a plane");
-            assert_eq!(all_gather(&mut plane, &[rank as u8]).expect("a gather"), [0, 1, 2]);
+            let gathered = block_on(all_gather(&mut plane, &[1; 3], &[rank as u8])).expect("a gather");
+            assert_eq!(gathered, [[0], [1], [2]]);
         });
     }
 }
@@ -142,6 +144,7 @@ fn a_peer_that_listens_late_is_called_again() {
     let caller = listener("run");
     let peers = vec![free, caller.local_addr()];
     let of = |rank| Membership {
+        lane: Lane::Steps,
         generation: Generation(1),
         rank: Rank(rank),
         peers: peers.clone(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use polo_recipe::ids::{Generation, Rank};
 use polo_worker::plane::rendezvous::{Membership, Timeouts, form};
-use polo_worker::plane::{AbortHandle, DataPlane, Listener, Secret};
+use polo_worker::plane::{AbortHandle, DataPlane, Lane, Listener, Secret};
 
 /// Makes connected planes for a world of that size, in rank order, with that timeout for exchanges.
 pub type Factory = fn(usize, Duration) -> Vec<Box<dyn DataPlane>>;
@@ -40,6 +40,7 @@ pub fn membership(generation: u64, rank: u32, listeners: &[Listener]) -> Members
         rank: Rank(rank),
         peers: listeners.iter().map(Listener::local_addr).collect(),
         secret: Secret([generation as u8; 32]),
+        lane: Lane::Steps,
     }
 }
 

@@ -1,0 +1,78 @@
+//! Who holds a run, and whether that one is still there.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    time::{Duration, SystemTime},
+};
+
+use polo_proto::v1::{GetStatusRequest, RunPhase, control_client::ControlClient};
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
+use tonic::transport::Endpoint;
+
+use crate::outside::Outside;
+
+/// A coordinator that serves answers a question within this time.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A coordinator that took up a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// Drawn anew by every coordinator.
+    pub coordinator: u64,
+    /// Where it runs.
+    pub host: String,
+    /// Its process there.
+    pub pid: u32,
+    /// Where it listens.
+    pub address: String,
+    /// When it took up the run, in milliseconds since 1970.
+    pub since_unix_ms: u64,
+}
+
+impl Holder {
+    /// This process, listening at `address`; one that listens on every interface is sought by its host's name.
+    pub fn here(address: SocketAddr) -> Self {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let is_everywhere = address.ip().is_unspecified();
+        Self {
+            coordinator: rand::random(),
+            address: if is_everywhere { format!("{host}:{}", address.port()) } else { address.to_string() },
+            host,
+            pid: std::process::id(),
+            since_unix_ms: since.as_millis() as u64,
+        }
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, pid, address, since_unix_ms, .. } = self;
+        let since = SystemTime::UNIX_EPOCH + Duration::from_millis(*since_unix_ms);
+        let seconds = since.elapsed().unwrap_or_default().as_secs();
+        write!(f, "the coordinator at {address} (pid {pid} on {host}, since {seconds} s ago)")
+    }
+}
+
+/// Whether the coordinator at the holder's address serves the run of this identity. Whoever listens there in its place
+/// knows that it does not.
+pub async fn is_alive(holder: &Holder, recipe_identity: &str, own: &Holder, outside: &dyn Outside) -> bool {
+    if (&holder.host, &holder.address) == (&own.host, &own.address) {
+        return false;
+    }
+    matches!(timeout(PATIENCE, serves(&holder.address, recipe_identity, outside)).await, Ok(Ok(true)))
+}
+
+async fn serves(
+    address: &str,
+    recipe_identity: &str,
+    outside: &dyn Outside,
+) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
+    let mut client = ControlClient::new(outside.connect(&endpoint).await?);
+    let status = client.get_status(GetStatusRequest {}).await?.into_inner().status.unwrap_or_default();
+    let has_ended = matches!(status.phase(), RunPhase::Completed | RunPhase::Stopped | RunPhase::Failed);
+    Ok(status.recipe_identity == recipe_identity && !has_ended)
+}

@@ -1,0 +1,99 @@
+//! Arithmetic that takes virtual time only, and compares every number with the undisturbed run's.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use futures::future::{FutureExt, LocalBoxFuture};
+use polo_recipe::{config::Recipe, ids::Step, layout::Layout};
+use polo_store::StoreError;
+use polo_worker::{
+    plane::PlaneError,
+    rig::{Arithmetic, SlotDone, Update, Work},
+    step::StepError,
+};
+
+use crate::oracle::{Oracle, gradient, initial, tallies, update};
+
+/// How often a computation looks whether it is still wanted.
+const CANCEL_POLL: Duration = Duration::from_millis(5);
+
+/// The arithmetic of one simulated worker.
+pub struct SimArithmetic {
+    /// Whose it is.
+    pub who: String,
+    /// The run.
+    pub recipe: Arc<Recipe>,
+    /// What must come out.
+    pub oracle: Arc<Oracle>,
+    /// How long a slot takes.
+    pub slot_time: Duration,
+    /// The work that was begun last, and the slots left of the step that is computed.
+    pub work: Option<Work>,
+    /// Slots that are left of a step.
+    pub left: Option<(Step, VecDeque<usize>)>,
+}
+
+impl SimArithmetic {
+    fn next_slot(&mut self, step: Step) -> Option<usize> {
+        let work = self.work.as_ref()?;
+        let slots = if step == work.first { &work.first_slots } else { &work.slots };
+        if self.left.as_ref().is_none_or(|(of, left)| *of != step || left.is_empty()) {
+            self.left = Some((step, slots.clone().collect()));
+        }
+        self.left.as_mut()?.1.pop_front()
+    }
+
+    async fn compute(
+        &mut self,
+        step: Step,
+        params: &[f32],
+        grads: &mut [f32],
+        is_cancelled: &dyn Fn() -> bool,
+    ) -> Result<SlotDone, StepError> {
+        let slot = self.next_slot(step).ok_or(StepError::NoBatch(step))?;
+        self.oracle.check_params(&self.who, step, params);
+        let end = tokio::time::Instant::now() + self.slot_time;
+        while tokio::time::Instant::now() < end {
+            if is_cancelled() {
+                return Err(PlaneError::Aborted.into());
+            }
+            tokio::time::sleep(CANCEL_POLL.min(end - tokio::time::Instant::now())).await;
+        }
+        gradient(self.recipe.run.seed, step, slot, params, grads);
+        Ok(SlotDone { tallies: tallies(&self.recipe, step, slot), data_wait: Duration::ZERO })
+    }
+}
+
+impl Arithmetic for SimArithmetic {
+    fn initialize<'a>(
+        &'a mut self,
+        _: &'a Layout,
+        params: &'a mut [f32],
+    ) -> LocalBoxFuture<'a, Result<(), StoreError>> {
+        initial(self.recipe.run.seed, params);
+        async { Ok(()) }.boxed_local()
+    }
+
+    fn begin(&mut self, work: Work) -> Result<(), StepError> {
+        (self.work, self.left) = (Some(work), None);
+        Ok(())
+    }
+
+    fn slot_gradient<'a>(
+        &'a mut self,
+        step: Step,
+        params: &'a [f32],
+        grads: &'a mut [f32],
+        is_cancelled: &'a dyn Fn() -> bool,
+    ) -> LocalBoxFuture<'a, Result<SlotDone, StepError>> {
+        self.compute(step, params, grads, is_cancelled).boxed_local()
+    }
+
+    fn update(&mut self, change: Update<'_>) -> Result<(), StepError> {
+        let Update { chunk, step, clip_coefficient, params, moments, grads } = change;
+        let (first, second) = (moments.exp_avg.as_mut_slice(), moments.exp_avg_sq.as_mut_slice());
+        update(params, first, second, grads, clip_coefficient);
+        let spec = &self.oracle.layout.chunks[chunk.0 as usize];
+        self.oracle.check_chunk(&self.who, step.next(), spec, [params, first, second]);
+        Ok(())
+    }
+}

@@ -1,0 +1,340 @@
+//! The data plane over the simulated network, with the same rules as the one over TCP: older generations are refused,
+//! messages show that both sides mean the same one, nothing waits without a bound.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures::future::{BoxFuture, FutureExt, LocalBoxFuture, join, try_join_all};
+use polo_recipe::ids::{Generation, Rank};
+use polo_worker::{
+    plane::{AbortHandle, DataPlane, Lane, PlaneError, Transfer},
+    rig::Network,
+    session::Order,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::Notify,
+    time::{Instant, sleep, timeout},
+};
+use turmoil::net::{
+    TcpListener, TcpStream,
+    tcp::{OwnedReadHalf, OwnedWriteHalf},
+};
+
+use crate::oracle::Oracle;
+
+const HELLO_BYTES: usize = 17;
+const RETRY: Duration = Duration::from_millis(50);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longer than any run may take: whoever waits in vain for others to meet is not helped by time.
+const FORM_TIMEOUT: Duration = Duration::from_secs(300);
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A generation's plane.
+type PlaneId = (Generation, u8);
+
+#[derive(Default)]
+struct Lobby {
+    newest: PlaneId,
+    waiting: BTreeMap<(PlaneId, Rank), TcpStream>,
+}
+
+/// One worker's door and its way to others.
+#[derive(Clone)]
+pub struct SimNetwork {
+    door: Arc<Door>,
+    oracle: Arc<Oracle>,
+}
+
+#[derive(Default)]
+struct Door {
+    lobby: Mutex<Lobby>,
+    arrivals: Notify,
+}
+
+impl Door {
+    fn lobby(&self) -> MutexGuard<'_, Lobby> {
+        self.lobby.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn id(generation: Generation, lane: Lane) -> PlaneId {
+    (generation, lane as u8)
+}
+
+impl SimNetwork {
+    /// A door that nobody has come to.
+    pub fn new(oracle: Arc<Oracle>) -> Self {
+        Self { door: Arc::default(), oracle }
+    }
+
+    /// Takes callers in for as long as the process lives.
+    pub async fn listen(self, listener: TcpListener) {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(self.clone().receive(stream));
+        }
+    }
+
+    async fn receive(self, mut stream: TcpStream) {
+        let mut hello = [0; HELLO_BYTES];
+        // Whoever only probes says nothing, and is kept for as long as it likes.
+        if stream.read_exact(&mut hello).await.is_err() {
+            return;
+        }
+        let generation = Generation(u64::from_le_bytes(std::array::from_fn(|i| hello[i])));
+        let from = Rank(u32::from_le_bytes(std::array::from_fn(|i| hello[9 + i])));
+        let mut lobby = self.door.lobby();
+        if (generation, hello[8]) >= lobby.newest {
+            lobby.waiting.insert(((generation, hello[8]), from), stream);
+            self.door.arrivals.notify_waiters();
+        }
+    }
+
+    /// From now on, callers of older planes are sent away.
+    fn open(&self, plane: PlaneId) -> Result<(), PlaneError> {
+        let mut lobby = self.door.lobby();
+        let (newest, _) = lobby.newest;
+        if plane <= lobby.newest {
+            return Err(PlaneError::OldGeneration { generation: plane.0, newest });
+        }
+        lobby.newest = plane;
+        lobby.waiting.retain(|(of, _), _| *of >= plane);
+        Ok(())
+    }
+
+    async fn called_by(&self, plane: PlaneId, from: Rank) -> io::Result<TcpStream> {
+        let mut stream = loop {
+            let arrived = self.door.arrivals.notified();
+            if let Some(stream) = self.door.lobby().waiting.remove(&(plane, from)) {
+                break stream;
+            }
+            arrived.await;
+        };
+        stream.write_all(&[1]).await?;
+        Ok(stream)
+    }
+
+    async fn form_all(&self, order: &Order, lane: Lane) -> Result<Vec<Option<TcpStream>>, PlaneError> {
+        let plane = id(order.generation, lane);
+        self.open(plane)?;
+        let own = Rank(order.rank);
+        let streams = (0..).map(Rank).zip(&order.peers).map(|(rank, address)| async move {
+            let lost = |source| PlaneError::PeerLost { rank, source };
+            if rank == own {
+                return Ok(None);
+            }
+            if rank > own {
+                return self.called_by(plane, rank).await.map(Some).map_err(lost);
+            }
+            call(plane, own, address).await.map(Some).map_err(|waited| waited.blame(rank))
+        });
+        try_join_all(streams).await
+    }
+}
+
+/// Nothing listened there for too long.
+struct Unreached(Duration);
+
+impl Unreached {
+    fn blame(self, rank: Rank) -> PlaneError {
+        let waited_ms = self.0.as_millis() as u64;
+        PlaneError::Timeout { waited_ms, ranks: vec![rank], what: "calling it".into() }
+    }
+}
+
+async fn call(plane: PlaneId, own: Rank, address: &str) -> Result<TcpStream, Unreached> {
+    let mut reached = Instant::now();
+    loop {
+        if let Ok(Ok(mut stream)) = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
+            reached = Instant::now();
+            let hello = [&plane.0.0.to_le_bytes()[..], &[plane.1], &own.0.to_le_bytes(), &[0; 4]].concat();
+            if stream.write_all(&hello).await.is_ok() && stream.read_exact(&mut [0]).await.is_ok() {
+                return Ok(stream);
+            }
+        }
+        if reached.elapsed() >= CONNECT_TIMEOUT {
+            return Err(Unreached(reached.elapsed()));
+        }
+        sleep(RETRY).await;
+    }
+}
+
+impl Network for SimNetwork {
+    fn form<'a>(
+        &'a self,
+        order: &'a Order,
+        lane: Lane,
+        abort: &'a AbortHandle,
+    ) -> BoxFuture<'a, Result<Box<dyn DataPlane>, PlaneError>> {
+        async move {
+            self.oracle.check_members(order.generation, &order.peers);
+            if lane == Lane::Steps && id(order.generation, lane) <= self.door.lobby().newest {
+                self.oracle.note(format!("rank {} takes up generation {} again", order.rank, order.generation));
+            }
+            let formed = tokio::select! {
+                biased;
+                () = abort.aborted() => Err(PlaneError::Aborted),
+                formed = timeout(FORM_TIMEOUT, self.form_all(order, lane)) => formed.unwrap_or_else(|_| {
+                    let (waited_ms, what) = (FORM_TIMEOUT.as_millis() as u64, "forming the plane".into());
+                    Err(PlaneError::Timeout { waited_ms, ranks: Vec::new(), what })
+                }),
+            };
+            let peers = formed?.into_iter().map(|stream| stream.map(Peer::new)).collect();
+            let (rank, generation) = (Rank(order.rank), order.generation);
+            Ok(Box::new(SimPlane { rank, generation, peers, abort: abort.clone() }) as Box<dyn DataPlane>)
+        }
+        .boxed()
+    }
+
+    fn together<'a>(&'a self, main: LocalBoxFuture<'a, ()>, side: BoxFuture<'a, ()>) -> LocalBoxFuture<'a, ()> {
+        join(main, side).map(drop).boxed_local()
+    }
+}
+
+struct Peer {
+    read: OwnedReadHalf,
+    write: OwnedWriteHalf,
+    num_sent: u64,
+    num_received: u64,
+}
+
+impl Peer {
+    fn new(stream: TcpStream) -> Self {
+        let (read, write) = stream.into_split();
+        Self { read, write, num_sent: 0, num_received: 0 }
+    }
+}
+
+/// One generation's connections.
+struct SimPlane {
+    rank: Rank,
+    generation: Generation,
+    peers: Vec<Option<Peer>>,
+    abort: AbortHandle,
+}
+
+fn header(generation: Generation, sequence: u64, len: usize) -> [u8; 24] {
+    let words = [generation.0, sequence, len as u64].map(u64::to_le_bytes);
+    std::array::from_fn(|i| words[i / 8][i % 8])
+}
+
+impl SimPlane {
+    async fn transfer(&mut self, group: &mut [Transfer<'_>]) -> Result<(), PlaneError> {
+        let generation = self.generation;
+        let mut by_peer: Vec<Messages<'_>> = self.peers.iter().map(|_| Default::default()).collect();
+        for transfer in group {
+            let Messages { sends, receives } = &mut by_peer[transfer.peer().index()];
+            match transfer {
+                Transfer::Send { bytes, .. } => sends.push(bytes),
+                Transfer::Recv { bytes, .. } => receives.push(bytes),
+            }
+        }
+        let ranks = (0..).map(Rank).zip(&mut self.peers).zip(by_peer);
+        let pairs = ranks.filter_map(|((rank, peer), messages)| Some((rank, peer.as_mut()?, messages)));
+        let all = pairs.map(|(rank, peer, Messages { sends, receives })| async move {
+            let Peer { read, write, num_sent, num_received } = peer;
+            let sending = send(write, generation, num_sent, sends);
+            let receiving = receive(read, generation, num_received, receives);
+            let (sent, received) = join(sending, receiving).await;
+            received.map_err(|trouble| trouble.blame(rank))?;
+            sent.map_err(|source| PlaneError::PeerLost { rank, source })
+        });
+        try_join_all(all).await.map(drop)
+    }
+}
+
+/// What is exchanged with one peer.
+#[derive(Default)]
+struct Messages<'a> {
+    sends: Vec<&'a [u8]>,
+    receives: Vec<&'a mut [u8]>,
+}
+
+enum Trouble {
+    Lost(io::Error),
+    Desynchronised([u8; 24], [u8; 24]),
+}
+
+impl Trouble {
+    fn blame(self, rank: Rank) -> PlaneError {
+        match self {
+            Self::Lost(source) => PlaneError::PeerLost { rank, source },
+            Self::Desynchronised(expected, got) => {
+                let (expected, got) = (format!("{expected:?}"), format!("{got:?}"));
+                PlaneError::Desynchronised { rank, expected, got }
+            }
+        }
+    }
+}
+
+async fn send(
+    write: &mut OwnedWriteHalf,
+    generation: Generation,
+    sequence: &mut u64,
+    messages: Vec<&[u8]>,
+) -> io::Result<()> {
+    let mut bytes = Vec::new();
+    for message in messages {
+        bytes.extend(header(generation, *sequence, message.len()));
+        bytes.extend(message);
+        *sequence += 1;
+    }
+    write.write_all(&bytes).await
+}
+
+async fn receive(
+    read: &mut OwnedReadHalf,
+    generation: Generation,
+    sequence: &mut u64,
+    places: Vec<&mut [u8]>,
+) -> Result<(), Trouble> {
+    for place in places {
+        let (expected, mut got) = (header(generation, *sequence, place.len()), [0; 24]);
+        read.read_exact(&mut got).await.map_err(Trouble::Lost)?;
+        if got != expected {
+            return Err(Trouble::Desynchronised(expected, got));
+        }
+        read.read_exact(place).await.map_err(Trouble::Lost)?;
+        *sequence += 1;
+    }
+    Ok(())
+}
+
+impl DataPlane for SimPlane {
+    fn rank(&self) -> Rank {
+        self.rank
+    }
+
+    fn world(&self) -> usize {
+        self.peers.len()
+    }
+
+    fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    fn exchange<'a>(&'a mut self, group: &'a mut [Transfer<'_>]) -> BoxFuture<'a, Result<(), PlaneError>> {
+        async move {
+            let ranks: Vec<_> = group.iter().map(Transfer::peer).collect::<BTreeSet<_>>().into_iter().collect();
+            let abort = self.abort.clone();
+            tokio::select! {
+                biased;
+                () = abort.aborted() => Err(PlaneError::Aborted),
+                done = self.transfer(group) => done,
+                () = sleep(EXCHANGE_TIMEOUT) => {
+                    let (waited_ms, what) = (EXCHANGE_TIMEOUT.as_millis() as u64, "exchanging messages".into());
+                    Err(PlaneError::Timeout { waited_ms, ranks, what })
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn abort_handle(&self) -> AbortHandle {
+        self.abort.clone()
+    }
+}

@@ -1,0 +1,436 @@
+//! One step of one rank: gradients of its slots, the exact sum over all slots, the decision, the update.
+
+mod records;
+mod shape;
+mod spare;
+mod types;
+
+use std::{ops::Range, time::Duration};
+
+use futures::future::FutureExt;
+use polo_recipe::{
+    config::OnNonFinite,
+    ids::{Generation, Rank, Step},
+    layout::{ChunkId, Layout},
+    mistakes::{Mistake, is_back},
+};
+use tokio::time::Instant;
+
+use crate::{
+    arrival::{Arrival, Move},
+    boundary::{self, Boundary},
+    decision::{Decision, Remedy, Verdict, compare, remedy},
+    desk::Doing,
+    flat::Flat,
+    moves::{Arrived, Givable, MoveError, batches, carry},
+    optimizer::clip_coefficient,
+    plane::{AbortHandle, DataPlane, Lane, PlaneError, Transfer, gather::all_gather},
+    reduce::{Traffic, add_assign, chunk_square_norm, exchange, hand_out},
+    rig::{Arithmetic, Network, Update, Work},
+    session::Order,
+    state::TrainState,
+};
+
+use self::{
+    records::{Records, Slot},
+    shape::{Shape, members, shape, shares},
+    spare::SpareNote,
+};
+pub use self::{spare::follow, types::*};
+
+/// So often a step is taken again because its owners' sums differ, before that is an error.
+const MOST_DISAGREEMENTS: u32 = 3;
+
+/// What all ranks do about a step once its norms are known.
+enum Next {
+    /// Make the update.
+    Apply(Decision),
+    /// Compute it once more.
+    TryAgain(Attempt),
+    /// Wait until these are sent away, because their sums are wrong.
+    Evict(Vec<Rank>),
+}
+
+/// Everything of the worker's own that a step changes.
+pub struct Bench<'a> {
+    /// The plane of the generation.
+    pub plane: &'a mut dyn DataPlane,
+    /// What this rank holds.
+    pub state: &'a mut TrainState,
+    /// Full-size gradient buffers, of which a step makes as many as it needs.
+    pub buffers: &'a mut Vec<Flat>,
+    /// What computes.
+    pub arithmetic: &'a mut dyn Arithmetic,
+}
+
+/// Chunks that move to new owners while the first step is computed.
+pub struct Background<'a> {
+    /// The moves, the same on all ranks.
+    pub moves: &'a [Move],
+    /// The way to the other ranks.
+    pub network: &'a dyn Network,
+    /// The generation.
+    pub order: &'a Order,
+    /// What interrupts it.
+    pub abort: &'a AbortHandle,
+}
+
+/// One member's part in the steps of one generation.
+pub struct Stepper<'a> {
+    setting: &'a Setting,
+    generation: Generation,
+    rank: Rank,
+    num_members: usize,
+    /// Ranks above the members that are handed the parameters.
+    spares: Range<u32>,
+    owners: Vec<Vec<Rank>>,
+    chunks: Vec<Range<usize>>,
+    /// Who has slots in the next step.
+    computing: Vec<Rank>,
+    shape: Shape,
+    attempt: Attempt,
+}
+
+impl<'a> Stepper<'a> {
+    /// Prepares a member's steps after `arrival`.
+    pub fn new(setting: &'a Setting, order: &Order, arrival: &Arrival) -> Self {
+        let num_members = order.num_members();
+        let chunks: Vec<_> = setting.layout.chunks.iter().map(|c| c.range.clone()).collect();
+        let (rank, attempt) = (Rank(order.rank), Attempt::default());
+        let shape = shape(setting, num_members, &arrival.computing, &arrival.owners, rank, &attempt);
+        Self {
+            setting,
+            generation: order.generation,
+            rank,
+            num_members,
+            spares: num_members as u32..(num_members + order.num_spares()) as u32,
+            owners: arrival.owners.clone(),
+            chunks,
+            computing: arrival.computing.clone(),
+            shape,
+            attempt,
+        }
+    }
+
+    /// The slots of this rank from `first` on: those of the next try, and those of all later steps.
+    pub fn work(&self, first: Step) -> Work {
+        let usual = shares(self.setting, self.num_members, &members(self.num_members).collect::<Vec<_>>(), 0);
+        let own = self.rank.index();
+        Work { first, first_slots: self.shape.shares[own].clone(), slots: usual[own].clone() }
+    }
+
+    /// Makes the next try another one than the last.
+    pub fn try_again(&mut self, attempt: Attempt) {
+        self.shape = shape(self.setting, self.num_members, &self.computing, &self.owners, self.rank, &attempt);
+        self.attempt = attempt;
+    }
+
+    /// From the next step on, every member has slots.
+    fn spread_slots(&mut self) {
+        let is_usual = self.computing.len() == self.num_members && self.attempt == Attempt::default();
+        if !is_usual {
+            self.computing = members(self.num_members).collect();
+            self.try_again(Attempt::default());
+        }
+    }
+
+    /// Takes the step that starts from `bench.state`. An error, or another try, leaves the state as it was, or as the
+    /// decided step has made it, as far as this rank got with that.
+    pub async fn take(
+        &mut self,
+        bench: &mut Bench<'_>,
+        step: Step,
+        background: Option<Background<'_>>,
+        on_trouble: &dyn Fn(Trouble),
+    ) -> Result<Outcome, StepError> {
+        bench.state.summed.clear();
+        self.make_buffers(bench.buffers);
+        let (slots, compute, moved) = self.compute(bench, step, background).await?;
+        self.show(step, "exchange");
+        let records = self.share(bench.plane, &slots).await?;
+        let mut buffers: Vec<_> = bench.buffers.iter_mut().map(Flat::as_mut_slice).collect();
+        let mut traffic = self.shape.reduce.run(bench.plane, &mut buffers).await?;
+        self.note_sums(bench.state);
+        let verdict = self.exchange_norms(bench, &mut traffic).await?;
+        let decision = match self.decide(step, verdict, &records, on_trouble)? {
+            Next::Apply(decision) => decision,
+            Next::TryAgain(attempt) => return Ok(Outcome::Again(attempt)),
+            Next::Evict(outvoted) => return Err(self.wait_for_eviction(bench.plane, step, outvoted).await.into()),
+        };
+        self.show(step, "update");
+        apply(self.setting, bench, &self.owned(), step, decision.clone())?;
+        self.show(step.next(), "exchange");
+        let verdict = boundary::verdict(self.generation, &records.boundaries);
+        let handed_out = self.hand_out(bench, verdict).await;
+        if handed_out.is_err() && is_back(Mistake::DecidedStepDropped) {
+            (bench.state.step, bench.state.params_complete) = (Some(step), true);
+        }
+        traffic += handed_out?;
+        self.spread_slots();
+        let checkpoints_wanted = records.boundaries.iter().map(|b| b.checkpoints_wanted).max().unwrap_or(0);
+        let data_wait = slots.iter().map(|slot| slot.data_wait).sum();
+        let num_slots = slots.len();
+        let done = StepDone { decision, verdict, checkpoints_wanted, traffic, data_wait, compute, num_slots, moved };
+        Ok(Outcome::Done(done))
+    }
+
+    /// Another rank's slots may need more of them than this rank's own.
+    fn make_buffers(&self, buffers: &mut Vec<Flat>) {
+        let num_buffers = self.shape.sums.num_buffers.max(buffers.len()).max(1);
+        buffers.resize_with(num_buffers, || Flat::zeros(self.setting.layout.num_params));
+    }
+
+    fn show(&self, step: Step, phase: &'static str) {
+        self.setting.desk.set_doing(Doing::new(self.generation, step, phase));
+    }
+
+    fn owned(&self) -> Vec<ChunkId> {
+        owned_by(&self.owners, self.rank)
+    }
+
+    /// Computes this rank's slots while chunks move to their new owners.
+    async fn compute(
+        &mut self,
+        bench: &mut Bench<'_>,
+        step: Step,
+        background: Option<Background<'_>>,
+    ) -> Result<(Vec<Slot>, Duration, Moved), StepError> {
+        let started = Instant::now();
+        let Some(background) = background else {
+            let slots = self.compute_slots(bench, step).await?;
+            return Ok((slots, started.elapsed(), Moved::default()));
+        };
+        self.show(step, "moving state");
+        let (mut slots, mut compute) = (Ok(Vec::new()), Duration::ZERO);
+        let (mut arrived, mut moving) = (Ok(Vec::new()), Duration::ZERO);
+        // The side only reads what the main one reads too: parameters, and moments that nobody changes before the update.
+        let Bench { plane, state, buffers, arithmetic } = bench;
+        let givable = Givable::of(state);
+        let params = state.params.as_slice();
+        let abort = plane.abort_handle();
+        let main = async {
+            let is_cancelled = || abort.is_aborted();
+            slots = self.compute_on(params, buffers, *arithmetic, step, &is_cancelled).await;
+            compute = started.elapsed();
+        };
+        let side = async {
+            arrived = move_chunks(&background, &self.setting.layout, &givable).await;
+            moving = started.elapsed();
+        };
+        background.network.together(main.boxed_local(), side.boxed()).await;
+        drop(givable);
+        let (slots, arrived) = (slots?, arrived?);
+        let num_bytes = arrived.iter().map(Arrived::num_bytes).sum();
+        arrived.into_iter().for_each(|chunk| state.install(chunk, &self.setting.layout));
+        // A joiner holds its chunks from here on: others may count on it when they drop theirs after this step.
+        state.step = Some(step);
+        Ok((slots, compute, Moved { time: moving, num_bytes }))
+    }
+
+    async fn compute_slots(&self, bench: &mut Bench<'_>, step: Step) -> Result<Vec<Slot>, StepError> {
+        let abort = bench.plane.abort_handle();
+        let is_cancelled = || abort.is_aborted();
+        let params = bench.state.params.as_slice();
+        self.compute_on(params, bench.buffers, bench.arithmetic, step, &is_cancelled).await
+    }
+
+    /// Leaves each slot's gradient in its buffer, and adds the buffers that belong together after it.
+    async fn compute_on(
+        &self,
+        params: &[f32],
+        buffers: &mut [Flat],
+        arithmetic: &mut dyn Arithmetic,
+        step: Step,
+        is_cancelled: &dyn Fn() -> bool,
+    ) -> Result<Vec<Slot>, StepError> {
+        let mut slots = Vec::with_capacity(self.shape.sums.steps.len());
+        for slot in &self.shape.sums.steps {
+            self.show(step, "compute");
+            let grads = buffers[slot.buffer].as_mut_slice();
+            let done = arithmetic.slot_gradient(step, params, grads, is_cancelled).await?;
+            // Only a second look needs to know whose numbers are bad, so only that policy pays for finding out.
+            let looks = self.setting.on_non_finite == OnNonFinite::Recheck;
+            let is_finite =
+                !looks || done.tallies.iter().all(|t| t.loss.is_finite()) && grads.iter().all(|g| g.is_finite());
+            for merge in &slot.merges {
+                add(buffers, merge.into, merge.from);
+            }
+            slots.push(Slot { tallies: done.tallies, is_finite, data_wait: done.data_wait });
+        }
+        Ok(slots)
+    }
+
+    /// Shows all members this rank's slots and what it was told.
+    async fn share(&self, plane: &mut dyn DataPlane, slots: &[Slot]) -> Result<Records, PlaneError> {
+        let num_sources = self.setting.plan.sources().len();
+        let slot_bytes = Slot::num_bytes(num_sources);
+        let lens: Vec<_> = self.shape.shares.iter().map(|s| Boundary::NUM_BYTES + s.len() * slot_bytes).collect();
+        let mut record = self.setting.desk.boundary().encode().to_vec();
+        slots.iter().for_each(|slot| slot.encode(&mut record));
+        let gathered = all_gather(plane, &lens, &record).await?;
+        Ok(Records::read(&gathered, &self.shape.shares, num_sources))
+    }
+
+    /// From now on this step can be rolled forward here, should another rank have decided it.
+    fn note_sums(&self, state: &mut TrainState) {
+        state.summed = self.owned().into_iter().filter(|chunk| state.moments.contains_key(chunk)).collect();
+    }
+
+    /// Takes the norms of this rank's sums, and compares them with those of the other owners.
+    async fn exchange_norms(&self, bench: &mut Bench<'_>, traffic: &mut Traffic) -> Result<Verdict, PlaneError> {
+        let sums = bench.buffers[0].as_slice();
+        let norm = |chunk: usize| chunk_square_norm(&sums[self.chunks[chunk].clone()]);
+        let record: Vec<u8> = self.shape.reduce.owned(self.rank).flat_map(|c| norm(c).to_le_bytes()).collect();
+        let lens: Vec<_> = members(self.num_members).map(|rank| 8 * self.shape.reduce.owned(rank).count()).collect();
+        let num_peers = lens.len() as u64 - 1;
+        traffic.sent_bytes += record.len() as u64 * num_peers;
+        traffic.received_bytes += (lens.iter().sum::<usize>() - record.len()) as u64;
+        let gathered = all_gather(bench.plane, &lens, &record).await?;
+        let read = |bytes: &Vec<u8>| bytes.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).collect();
+        Ok(compare(self.shape.reduce.owners(), &gathered.iter().map(read).collect::<Vec<_>>()))
+    }
+
+    /// What becomes of the step.
+    fn decide(
+        &self,
+        step: Step,
+        verdict: Verdict,
+        records: &Records,
+        on_trouble: &dyn Fn(Trouble),
+    ) -> Result<Next, StepError> {
+        let norms = match verdict {
+            Verdict::Agreed(norms) => norms,
+            Verdict::Differ { chunk, suspects, is_certain } => {
+                on_trouble(Trouble::CopiesDiffer { chunk, suspects: suspects.clone(), is_certain });
+                if is_certain {
+                    return Ok(Next::Evict(suspects));
+                }
+                return self.disagree(step, chunk, suspects).map(Next::TryAgain);
+            }
+        };
+        let grad_norm = norms.iter().sum::<f64>().sqrt();
+        let mut decision = Decision { tallies: records.tallies.clone(), grad_norm, skip: false };
+        let loss = decision.loss();
+        let was_rechecked = self.attempt.rotation > 0;
+        if decision.is_finite() {
+            if was_rechecked {
+                let suspects = self.attempt.suspects.clone();
+                on_trouble(Trouble::NotFinite { loss, grad_norm, remedy: None, suspects });
+            }
+            return Ok(Next::Apply(decision));
+        }
+        let remedy = remedy(self.setting.on_non_finite, was_rechecked, self.computing.len());
+        let suspects = records.suspects.clone();
+        on_trouble(Trouble::NotFinite { loss, grad_norm, remedy: Some(remedy), suspects: suspects.clone() });
+        match remedy {
+            Remedy::Stop => Err(StepError::NotFinite { step, loss, grad_norm }),
+            Remedy::Recheck => Ok(Next::TryAgain(Attempt { rotation: 1, suspects, ..self.attempt.clone() })),
+            Remedy::Skip => {
+                decision.skip = true;
+                Ok(Next::Apply(decision))
+            }
+        }
+    }
+
+    /// Whoever is outvoted has to leave, so no other try is worth anything. The coordinator drops the generation; should it
+    /// not be there, the plane's own limit ends the wait, and those that were outvoted are to blame for that as well.
+    async fn wait_for_eviction(&self, plane: &mut dyn DataPlane, step: Step, outvoted: Vec<Rank>) -> PlaneError {
+        self.show(step, "waiting for a worker to be sent away");
+        let mut others = outvoted.iter().copied().chain(members(self.num_members));
+        let from = others.find(|rank| *rank != self.rank).unwrap_or(self.rank);
+        match plane.exchange(&mut [Transfer::Recv { from, bytes: &mut [0] }]).await {
+            Err(PlaneError::Timeout { waited_ms, .. }) => {
+                let what = "waiting for the coordinator to drop a generation with corrupt copies".into();
+                PlaneError::Timeout { waited_ms, ranks: outvoted, what }
+            }
+            Err(error) => error,
+            Ok(()) => {
+                let (expected, got) = ("nothing, as a generation with corrupt copies ends".into(), "a message".into());
+                PlaneError::Desynchronised { rank: from, expected, got }
+            }
+        }
+    }
+
+    /// A disagreement may have been a passing one, and a further rank can tell who is right.
+    fn disagree(&self, step: Step, chunk: ChunkId, suspects: Vec<Rank>) -> Result<Attempt, StepError> {
+        let num_times = self.attempt.num_disagreements + 1;
+        if num_times == MOST_DISAGREEMENTS {
+            return Err(StepError::CopiesDiffer { step, chunk: chunk.0, suspects, num_times });
+        }
+        Ok(Attempt { has_witnesses: true, num_disagreements: num_times, ..self.attempt.clone() })
+    }
+
+    /// Gives all members and spares the parameters that they do not own.
+    async fn hand_out(&self, bench: &mut Bench<'_>, verdict: boundary::Verdict) -> Result<Traffic, PlaneError> {
+        let spares = self.spares.clone().map(Rank);
+        let mut traffic = Traffic::default();
+        if self.rank == Rank(0) && !self.spares.is_empty() {
+            let note =
+                SpareNote { step: bench.state.step.unwrap_or_default(), verdict }.encode(&bench.state.ledger.encode());
+            let group = spares.clone().map(|to| Transfer::Send { to, bytes: &note }).collect();
+            traffic += exchange(bench.plane, group).await?;
+        }
+        let receivers: Vec<_> = members(self.num_members).chain(spares).collect();
+        let params = bench.state.params.as_mut_slice();
+        traffic += hand_out(bench.plane, &self.chunks, &self.owners, &receivers, params).await?;
+        bench.state.params_complete = true;
+        Ok(traffic)
+    }
+}
+
+/// Applies a decided step to the chunks in `owned`, and lets go of all others. Nothing can interrupt it.
+pub fn apply(
+    setting: &Setting,
+    bench: &mut Bench<'_>,
+    owned: &[ChunkId],
+    step: Step,
+    decision: Decision,
+) -> Result<(), StepError> {
+    let Bench { state, buffers, arithmetic, .. } = bench;
+    state.moments.retain(|chunk, _| owned.contains(chunk));
+    let clip_coefficient = clip_coefficient(decision.grad_norm, setting.max_grad_norm);
+    if !decision.skip {
+        for (chunk, moments) in &mut state.moments {
+            let range = setting.layout.chunks[chunk.0 as usize].range.clone();
+            let params = &mut state.params.as_mut_slice()[range.clone()];
+            let grads = &mut buffers[0].as_mut_slice()[range];
+            arithmetic.update(Update { chunk: *chunk, step, clip_coefficient, params, moments, grads })?;
+        }
+    }
+    let stage = setting.plan.stage_at(step).index;
+    for (source, tally) in decision.tallies.iter().enumerate() {
+        state.ledger.add(stage, source, tally.num_tokens);
+    }
+    state.summed.clear();
+    state.step = Some(step.next());
+    state.params_complete = state.moments.len() == setting.layout.chunks.len();
+    state.last_decision = Some(decision);
+    Ok(())
+}
+
+/// Carries out this rank's moves on a plane of their own.
+pub async fn move_chunks(
+    background: &Background<'_>,
+    layout: &Layout,
+    givable: &Givable<'_>,
+) -> Result<Vec<Arrived>, MoveError> {
+    let Background { moves, network, order, abort } = background;
+    let mut plane = network.form(order, Lane::State, abort).await?;
+    let mut arrived = Vec::new();
+    for batch in batches(moves) {
+        arrived.extend(carry(&mut *plane, batch, layout, givable).await?);
+    }
+    Ok(arrived)
+}
+
+/// Numbers of the chunks that `rank` owns, ascending.
+pub fn owned_by(owners: &[Vec<Rank>], rank: Rank) -> Vec<ChunkId> {
+    (0..).map(ChunkId).zip(owners).filter(|(_, owners)| owners.contains(&rank)).map(|(chunk, _)| chunk).collect()
+}
+
+/// Adds one buffer to another.
+fn add(buffers: &mut [Flat], into: usize, from: usize) {
+    let (low, high) = buffers.split_at_mut(into.max(from));
+    let (sum, term) = if into < from { (&mut low[into], &high[0]) } else { (&mut high[0], &low[from]) };
+    add_assign(sum.as_mut_slice(), term.as_slice());
+}

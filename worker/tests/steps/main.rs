@@ -1,0 +1,12 @@
+//! Steps of whole worlds over real sockets, while numbers are wrong: bits that flip on the way, loss and gradients that
+//! are not finite.
+
+mod arithmetic;
+mod copies;
+mod flips;
+mod memory;
+mod not_finite;
+mod scene;
+#[path = "../plane/worlds.rs"]
+#[expect(dead_code, reason = "the plane's own tests use more of it")]
+mod worlds;

@@ -1,0 +1,288 @@
+//! A world of ranks that take steps, and what became of each.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures::executor::block_on;
+use polo_recipe::{
+    config::{Copies, OnNonFinite, Recipe},
+    ids::{Generation, Rank, Step},
+    layout::{ChunkId, Layout},
+    plan::{Plan, SourceTokens},
+};
+use polo_worker::{
+    arrival::{Arrival, Held, Terms, arrive},
+    desk::Desk,
+    flat::Flat,
+    plane::{AbortHandle, DataPlane},
+    rig::Arithmetic,
+    session::{Order, Role, Session},
+    state::{Ledger, Moments, TrainState},
+    step::{Bench, Outcome, Setting, StepDone, StepError, Stepper, Trouble, owned_by},
+};
+use tokio::sync::mpsc::unbounded_channel;
+
+use crate::{
+    arithmetic::{Bad, Fake},
+    flips::{Flip, Flipping},
+    worlds::{PATIENCE, on_all, tcp},
+};
+
+/// Steps that a scene takes unless something stops it.
+pub const NUM_STEPS: u64 = 4;
+/// Slots of a step: with three ranks their shares differ in length and in the number of their subtrees.
+pub const NUM_SLOTS: usize = 8;
+
+/// Who takes steps, and what goes wrong.
+#[derive(Clone)]
+pub struct Scene {
+    pub world: usize,
+    pub copies: Copies,
+    pub num_steps: u64,
+    pub on_non_finite: OnNonFinite,
+    pub bad: Option<Bad>,
+    pub flip: Option<Flip>,
+    /// Whether a coordinator drops the generation once all ranks have named somebody with certainty.
+    pub has_coordinator: bool,
+    /// How long an exchange may take.
+    pub exchange_timeout: Duration,
+}
+
+impl Scene {
+    pub fn new(world: usize, copies: usize) -> Self {
+        Self {
+            world,
+            copies: Copies::Number(copies),
+            num_steps: NUM_STEPS,
+            on_non_finite: OnNonFinite::Stop,
+            bad: None,
+            flip: None,
+            has_coordinator: true,
+            exchange_timeout: PATIENCE,
+        }
+    }
+
+    /// What became of each rank.
+    pub fn play(&self) -> Vec<Seen> {
+        let planes = tcp(self.world, self.exchange_timeout);
+        let coordinator = Coordinator {
+            planes: planes.iter().map(|plane| plane.abort_handle()).collect(),
+            num_certain: Mutex::new(0),
+            is_there: self.has_coordinator,
+        };
+        let seen = on_all(planes, |plane| {
+            let mut plane = Flipping::new(plane, self.flip);
+            let seen = block_on(self.member(&mut plane, &coordinator));
+            // A plane that is dropped breaks the others' connections.
+            (seen, plane)
+        });
+        seen.into_iter().map(|(seen, _)| seen).collect()
+    }
+
+    fn setting(&self, layout: Layout) -> Setting {
+        let recipe = recipe();
+        let tokens = [SourceTokens { name: "a".into(), num_tokens: 4001 }];
+        let (effects, messages) = (unbounded_channel().0, unbounded_channel().0);
+        let session = Session::new("nobody:1".into(), PATIENCE, 0);
+        Setting {
+            layout: Arc::new(layout),
+            plan: Arc::new(Plan::new(&recipe, &tokens).expect("a plan")),
+            batch: recipe.batch,
+            max_grad_norm: recipe.optimizer.max_grad_norm,
+            on_non_finite: self.on_non_finite,
+            copies: self.copies,
+            desk: Arc::new(Desk::new(session, effects, messages)),
+        }
+    }
+
+    async fn member(&self, plane: &mut Flipping, coordinator: &Coordinator) -> Seen {
+        let setting = self.setting(layout());
+        let order = self.order(plane.rank());
+        let arrival = self.arrival(&setting);
+        let mut arithmetic = Fake::new(plane.rank(), self.bad);
+        let mut seen = Seen {
+            state: first_state(&setting, &arrival, plane.rank(), &mut arithmetic).await,
+            done: Vec::new(),
+            troubles: Vec::new(),
+            num_tries: 0,
+            error: None,
+        };
+        let stepper = Stepper::new(&setting, &order, &arrival);
+        seen.error = seen.take_steps(self.num_steps, stepper, plane, &mut arithmetic, coordinator).await.err();
+        seen
+    }
+
+    /// Who owns each chunk.
+    pub fn owners(&self) -> Vec<Vec<Rank>> {
+        self.arrival(&self.setting(layout())).owners
+    }
+
+    fn order(&self, rank: Rank) -> Order {
+        Order {
+            generation: Generation(1),
+            rank: rank.0,
+            peers: Vec::new(),
+            roles: vec![Role::Member; self.world],
+            secret: [0; 32],
+            checkpoint: None,
+        }
+    }
+
+    fn arrival(&self, setting: &Setting) -> Arrival {
+        let lens: Vec<_> = setting.layout.chunks.iter().map(|c| c.range.len()).collect();
+        let nothing = Held { chunks: vec![false; lens.len()], summed: vec![false; lens.len()], ..Held::default() };
+        let terms = Terms { num_members: self.world, checkpoint: None, chunk_lens: &lens, copies: self.copies };
+        arrive(&vec![nothing; self.world], terms)
+    }
+}
+
+/// Drops the generation when every rank has named the same one.
+struct Coordinator {
+    planes: Vec<AbortHandle>,
+    num_certain: Mutex<usize>,
+    is_there: bool,
+}
+
+impl Coordinator {
+    fn hear(&self, trouble: &Trouble) {
+        if matches!(trouble, Trouble::CopiesDiffer { is_certain: true, .. }) {
+            let mut num_certain = self.num_certain.lock().expect("no panic");
+            *num_certain += 1;
+            if self.is_there && *num_certain == self.planes.len() {
+                self.planes.iter().for_each(AbortHandle::abort);
+            }
+        }
+    }
+}
+
+/// A chunk's number, and the bits of its moments.
+type ChunkBits = (u32, [Vec<u32>; 2]);
+
+/// What became of a rank.
+pub struct Seen {
+    pub state: TrainState,
+    pub done: Vec<StepDone>,
+    pub troubles: Vec<(Step, Trouble)>,
+    /// Of all its steps.
+    pub num_tries: usize,
+    /// Why it took no more steps.
+    pub error: Option<StepError>,
+}
+
+impl Seen {
+    /// What a worker does with its steps.
+    async fn take_steps(
+        &mut self,
+        num_steps: u64,
+        mut stepper: Stepper<'_>,
+        plane: &mut Flipping,
+        arithmetic: &mut Fake,
+        coordinator: &Coordinator,
+    ) -> Result<(), StepError> {
+        let mut buffers = Vec::new();
+        arithmetic.begin(stepper.work(Step(0)))?;
+        for step in (0..num_steps).map(Step) {
+            loop {
+                plane.begin_try(step);
+                self.num_tries += 1;
+                let troubles = Mutex::new(&mut self.troubles);
+                let note = |trouble: Trouble| {
+                    troubles.lock().expect("no panic").push((step, trouble.clone()));
+                    coordinator.hear(&trouble);
+                };
+                let mut bench = Bench { plane, state: &mut self.state, buffers: &mut buffers, arithmetic };
+                match stepper.take(&mut bench, step, None, &note).await? {
+                    Outcome::Done(done) => break self.done.push(done),
+                    Outcome::Again(attempt) => stepper.try_again(attempt),
+                }
+                arithmetic.begin(stepper.work(step))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tokens that went in.
+    pub fn num_tokens(&self) -> u64 {
+        self.state.ledger.encode().as_chunks::<8>().0.iter().map(|count| u64::from_le_bytes(*count)).sum()
+    }
+
+    /// The bits of all parameters, and of the moments that are held.
+    pub fn bits(&self) -> (Vec<u32>, Vec<ChunkBits>) {
+        let bits = |vector: &Flat| vector.as_slice().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        let moments = self.state.moments.iter().map(|(c, m)| (c.0, [bits(&m.exp_avg), bits(&m.exp_avg_sq)]));
+        (bits(&self.state.params), moments.collect())
+    }
+}
+
+/// All ranks are at the end of `undisturbed`, a world of one, and hold together every chunk's moments `copies` times.
+pub fn assert_equal_ends(ranks: &[Seen], undisturbed: &Seen, copies: usize) {
+    let (params, moments) = undisturbed.bits();
+    let mut num_held = vec![0; moments.len()];
+    for (rank, seen) in ranks.iter().enumerate() {
+        let (own_params, own_moments) = seen.bits();
+        assert_eq!(seen.state.step, undisturbed.state.step, "rank {rank}");
+        assert!(seen.state.params_complete && own_params == params, "rank {rank} has other parameters");
+        assert_eq!(seen.state.ledger, undisturbed.state.ledger, "rank {rank}");
+        for chunk in own_moments {
+            num_held[chunk.0 as usize] += 1;
+            assert!(moments[chunk.0 as usize] == chunk, "rank {rank} has other moments of chunk {}", chunk.0);
+        }
+    }
+    assert_eq!(num_held, vec![copies; moments.len()]);
+}
+
+/// The result that does not depend on the world.
+pub fn undisturbed() -> Seen {
+    let mut seen = Scene::new(1, 1).play();
+    assert_eq!(seen[0].state.step, Some(Step(NUM_STEPS)), "{:?}", seen[0].error);
+    seen.remove(0)
+}
+
+pub fn layout() -> Layout {
+    Layout::with_chunk_params(&recipe().model.qwen2, 32)
+}
+
+async fn first_state(setting: &Setting, arrival: &Arrival, rank: Rank, arithmetic: &mut Fake) -> TrainState {
+    let mut state = TrainState::empty(&setting.layout, &setting.plan);
+    arithmetic.initialize(&setting.layout, state.params.as_mut_slice()).await.expect("parameters");
+    let zeros = |chunk: ChunkId| (chunk, Moments::zeros(setting.layout.chunks[chunk.0 as usize].range.len()));
+    state.moments = owned_by(&arrival.owners, rank).into_iter().map(zeros).collect();
+    state.ledger = Ledger::new(&setting.plan);
+    (state.step, state.params_complete) = (Some(Step(0)), true);
+    state
+}
+
+fn recipe() -> Recipe {
+    let text = format!(
+        r#"
+        [run]
+        name = "steps"
+        store = "memory://steps/run"
+        seed = 1
+        [model.qwen2]
+        hidden_size = 4
+        num_hidden_layers = 4
+        num_attention_heads = 2
+        num_key_value_heads = 1
+        intermediate_size = 4
+        vocab_size = 8
+        tie_word_embeddings = true
+        [corpus]
+        url = "memory://steps/corpus"
+        allow_repeats = true
+        [batch]
+        seq_len = 4
+        samples_per_step = {samples_per_step}
+        slots = {NUM_SLOTS}
+        [[stages]]
+        name = "only"
+        steps = {NUM_STEPS}
+        schedule = {{ kind = "constant", peak_learning_rate = 1e-2 }}
+        sources = [{{ name = "a", weight_tokens = 1 }}]
+        "#,
+        samples_per_step = 2 * NUM_SLOTS,
+    );
+    Recipe::resolve(&text, std::iter::empty(), &[], |_| Err("no files here".into())).expect("a recipe")
+}
