@@ -35,7 +35,9 @@ pub async fn run(args: RunArgs) -> Result<(), CliError> {
     std::fs::write(&recipe_path, opened.recipe.to_toml()).map_err(CliError::io("cannot write the resolved recipe"))?;
     let program = args.worker_program.unwrap_or_else(beside_this_program);
     let mut workers = WorkerProcesses::new(program, recipe_path, opened.address, args.respawn);
-    workers.start(args.workers)?;
+    if !opened.run.has_ended() {
+        workers.start(args.workers)?;
+    }
     let progress = tokio::spawn(Progress::new(args.serve.log_every).follow(opened.news));
     let mut signals = Signals::new()?;
     let stop = opened.run.stop_handle();

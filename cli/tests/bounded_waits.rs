@@ -91,13 +91,13 @@ fn a_frozen_worker_is_counted_out_and_the_others_go_on() {
     signal(frozen, "STOP");
     let lost = run.wait_for_line("lost worker w1");
     assert!(lost.contains("silent for 1"), "{lost}");
-    run.wait_for_line("1 worker  eta");
+    run.wait_for_line("1 worker  sent");
     wait_for_status(&world, &address, |status| {
         let incident = &status["incidents"][0];
         incident["recovery_ms"].is_u64().then(|| assert_eq!(incident["worker_id"], "w1", "{status}"))
     });
     signal(frozen, "CONT");
-    run.wait_for_line("2 workers  eta");
+    run.wait_for_line("2 workers  sent");
     assert!(finish(&mut world.polo(&["stop", "--address", &address])).status.success());
     assert_eq!(result(&run.finish())["outcome"], "stopped");
 }
@@ -144,7 +144,7 @@ fn a_worker_whose_data_plane_never_answers_is_dismissed() {
     let told = told.expect("in time").expect("it is told why it may not take part");
     assert!(told.contains("2 times in a row") && told.contains(" ms for rank "), "{told}");
     coordinator.wait_for_line("lost worker silent: other workers waited for it");
-    coordinator.wait_for_line("1 worker  eta");
+    coordinator.wait_for_line("1 worker  sent");
 }
 
 #[test]

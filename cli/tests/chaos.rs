@@ -45,3 +45,22 @@ fn a_dozen_faults_end_in_the_undisturbed_digest() {
     let logs = ["coordinator.log", "w0.log", "store/checkpoints"].map(|name| kept.join("run-1").join(name));
     assert!(logs.iter().all(|path| fs::exists(path).expect("a folder")), "{logs:?}");
 }
+
+#[test]
+fn workers_that_are_cut_off_come_back_and_change_nothing() {
+    let seed = drawn_seed();
+    let lab = Lab::new(seed, SHAPE);
+    let (_, mut command) =
+        chaos(&lab, seed, &["--faults", "4", "--calm-ms", "500", "--kinds", "cut-off-worker", "--json"]);
+    let output = command.output().expect("polo starts");
+    let talk = String::from_utf8_lossy(&output.stderr);
+    eprintln!("{talk}");
+    if talk.contains("networks cannot be cut: ") {
+        assert!(!output.status.success(), "nothing was tried");
+        return;
+    }
+    assert!(output.status.success(), "{talk}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!((&report["num_faults"], &report["is_equal"]), (&4.into(), &true.into()), "{report}");
+    assert_eq!(talk.matches("cut off worker w").count(), 4, "{talk}");
+}

@@ -3,11 +3,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use polo_proto::v1;
-use polo_recipe::{
-    ids::{Generation, Step},
-    layout::Layout,
-    plan::Plan,
-};
+use polo_recipe::{ids::Step, layout::Layout, plan::Plan};
 use polo_store::{Digest, Store, checkpoint};
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -20,7 +16,7 @@ use crate::{
     machine::{Action, CheckpointDraft, Entry, Event, Notice, NowMs, Outcome, RecordError, State, Tell, WorkerId},
     outside::Outside,
     status::{Progress, status},
-    wire,
+    wire::Wire,
 };
 
 /// How much older than the newest chunk one without a manifest must be to count as left behind by a dead worker.
@@ -58,7 +54,6 @@ pub enum News {
 
 /// Everything about the run that does not change.
 pub(crate) struct Facts {
-    pub run: String,
     pub recipe_identity: String,
     pub corpus: Digest,
     pub layout: Layout,
@@ -67,13 +62,9 @@ pub(crate) struct Facts {
     pub keep: std::num::NonZeroUsize,
     /// Held while a manifest is written and old checkpoints are removed: one removal must not meet another.
     pub storing: tokio::sync::Mutex<()>,
-    pub heartbeat_interval_ms: u64,
-    /// Of the journal.
-    pub epoch: u64,
     /// The way to others.
     pub outside: Arc<dyn Outside>,
-    /// From which the secrets of generations are derived.
-    pub secret: [u8; 32],
+    pub wire: Wire,
 }
 
 pub(crate) struct Core {
@@ -90,17 +81,12 @@ pub(crate) struct Core {
     pub publish_at: Option<Instant>,
 }
 
-impl Facts {
-    /// What a worker is told, as a message.
-    pub fn response(&self, tell: Tell) -> v1::SessionResponse {
-        let secret = |generation: Generation| *blake3::keyed_hash(&self.secret, &generation.0.to_le_bytes()).as_bytes();
-        wire::response(tell, &self.run, self.heartbeat_interval_ms, self.epoch, secret)
-    }
-}
-
 impl Core {
     /// Handles events until the run ends.
     pub async fn run(&mut self, mut inbound: mpsc::Receiver<Inbound>) -> Outcome {
+        if let Some(outcome) = self.state.outcome() {
+            return outcome.clone();
+        }
         loop {
             let (wake, publish) = (self.next_wake(), self.publish_at);
             let next = tokio::select! {
@@ -207,7 +193,7 @@ impl Core {
 
     fn current_status(&self) -> v1::Status {
         let facts = &self.facts;
-        status(&self.state, &self.progress, &facts.plan, &facts.run, &facts.recipe_identity, self.now())
+        status(&self.state, &self.progress, &facts.plan, &facts.wire.run, &facts.recipe_identity, self.now())
     }
 
     /// Tells whoever watches, if more has changed than the time since members were heard. Never ends the run.
@@ -235,7 +221,7 @@ impl Core {
                 });
             }
             Action::Record(entry) => {
-                let is_awaited = matches!(entry, Entry::Generation { .. });
+                let is_awaited = matches!(entry, Entry::Generation { .. } | Entry::Ended(_));
                 let generation = self.state.generation();
                 let written = self.journal.record(entry);
                 self.tell_later(async move {

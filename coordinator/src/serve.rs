@@ -28,6 +28,7 @@ use crate::{
     outside::Outside,
     services::Services,
     status::{Progress, status},
+    wire::Wire,
 };
 
 /// How long open streams may take to end after the run has.
@@ -87,13 +88,16 @@ impl Run {
         let (state, first) = State::restore(settings, restored, 0);
         let keep = NonZeroUsize::new(recipe.checkpoint.keep).unwrap_or(NonZeroUsize::MIN);
         let facts = Facts {
-            run: recipe.run.name.clone(),
             recipe_identity: recipe.identity(),
             corpus: corpus.digest(),
-            heartbeat_interval_ms: (recipe.workers.heartbeat_timeout_ms / 5).max(1),
-            secret: rand::random(),
-            epoch: journal.epoch,
             outside: opening.outside,
+            wire: Wire {
+                run: recipe.run.name.clone(),
+                heartbeat_interval_ms: (recipe.workers.heartbeat_timeout_ms / 5).max(1),
+                epoch: journal.epoch,
+                secret: rand::random(),
+                roster: Default::default(),
+            },
             layout,
             plan,
             store,
@@ -108,7 +112,7 @@ impl Run {
     fn new(facts: Facts, state: State, journal: Journal, news: mpsc::UnboundedSender<News>) -> Self {
         let (sender, inbound) = mpsc::channel(1024);
         let progress = Progress::default();
-        let first = status(&state, &progress, &facts.plan, &facts.run, &facts.recipe_identity, 0);
+        let first = status(&state, &progress, &facts.plan, &facts.wire.run, &facts.recipe_identity, 0);
         let (status, _) = watch::channel(first);
         let facts = Arc::new(facts);
         let services = Services { inbound: sender.clone(), facts: facts.clone() };
@@ -130,6 +134,11 @@ impl Run {
     /// The steps of the whole run, and the step it goes on from.
     pub fn num_steps(&self) -> (Step, Step) {
         (Step(self.core.facts.plan.num_steps()), self.core.state.newest_step())
+    }
+
+    /// Whether it had been completed before: it needs no workers, and serving it ends at once.
+    pub fn has_ended(&self) -> bool {
+        self.core.state.outcome().is_some()
     }
 
     /// What the user should know about the plan.

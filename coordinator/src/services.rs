@@ -59,9 +59,9 @@ impl v1::coordination_server::Coordination for Services {
         let incarnation = introduction.incarnation;
         self.open(&worker, introduction, standing, from, sender).await?;
         tokio::spawn(listen(self.clone(), worker, incarnation, messages));
-        // Made into messages only as they are sent: a large generation's take much room, and there is one for each worker.
+        // Made into messages only as they are sent: those of a large generation take much room in all.
         let facts = self.facts.clone();
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver).map(move |tell| Ok(facts.response(tell))))))
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver).map(move |tell| Ok(facts.wire.response(tell))))))
     }
 }
 

@@ -1,7 +1,11 @@
 //! Between the messages of `polo.v1` and the machine's own types.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
 use polo_proto::v1::{self, session_request, session_response};
 use polo_recipe::ids::{Generation, Rank, Step};
+use prost::Message as _;
 
 use crate::machine::{
     Arrival, CheckpointPart, Introduction, Peer, Remedy, Role, Said, Standing, StepDone, Tell, WorkerId,
@@ -137,32 +141,63 @@ fn part(m: v1::CheckpointPart) -> Result<CheckpointPart, WireError> {
     Ok(CheckpointPart { step: Step(m.step), chunks, witnessed, trained })
 }
 
-/// What a worker is told, as a message. `run` and `heartbeat_interval_ms` go into a welcome, `secret` makes a
-/// generation's.
-pub fn response(
-    tell: Tell,
-    run: &str,
-    heartbeat_interval_ms: u64,
-    epoch: u64,
-    secret: impl Fn(Generation) -> [u8; 32],
-) -> v1::SessionResponse {
-    use session_response::Message;
-    let message = match tell {
-        Tell::Welcome => Message::Welcome(v1::Welcome { run: run.into(), heartbeat_interval_ms, epoch }),
-        Tell::Generation { generation, rank, peers, checkpoint } => Message::Generation(v1::GenerationStart {
-            generation: generation.0,
-            rank: rank.0,
-            peers: peers.iter().map(peer).collect(),
-            secret: secret(generation).to_vec(),
-            checkpoint_step: checkpoint.map(|s| s.0),
-        }),
-        Tell::Abort(generation, reason) => Message::Abort(v1::Abort { generation: generation.0, reason }),
-        Tell::Stop => Message::Stop(v1::StopAtBoundary {}),
-        Tell::Checkpoint => Message::Checkpoint(v1::CheckpointAtBoundary {}),
-        Tell::GivenUp(reason) => Message::GivenUp(v1::GivenUp { reason }),
-        Tell::Drained => Message::Drained(v1::Drained {}),
-        Tell::Refused(reason) => Message::Refused(v1::Refused { reason }),
-        Tell::Release => Message::Release(v1::Release {}),
-    };
-    v1::SessionResponse { message: Some(message) }
+/// What goes into messages to workers beside what the machine says.
+pub struct Wire {
+    /// Name of the run.
+    pub run: String,
+    /// How often workers are to be heard.
+    pub heartbeat_interval_ms: u64,
+    /// Of the journal.
+    pub epoch: u64,
+    /// From which the secrets of generations are derived.
+    pub secret: [u8; 32],
+    /// The newest generation's.
+    pub roster: Mutex<EncodedRoster>,
+}
+
+impl Wire {
+    /// What a worker is told, as a message.
+    pub fn response(&self, tell: Tell) -> v1::SessionResponse {
+        use session_response::Message;
+        let message = match tell {
+            Tell::Welcome => Message::Welcome(v1::Welcome {
+                run: self.run.clone(),
+                heartbeat_interval_ms: self.heartbeat_interval_ms,
+                epoch: self.epoch,
+            }),
+            Tell::Generation { generation, rank, peers, checkpoint } => Message::Generation(v1::GenerationStart {
+                generation: generation.0,
+                rank: rank.0,
+                roster: self.roster.lock().unwrap_or_else(PoisonError::into_inner).of(peers),
+                secret: blake3::keyed_hash(&self.secret, &generation.0.to_le_bytes()).as_bytes().to_vec(),
+                checkpoint_step: checkpoint.map(|s| s.0),
+            }),
+            Tell::Abort(generation, reason) => Message::Abort(v1::Abort { generation: generation.0, reason }),
+            Tell::Stop => Message::Stop(v1::StopAtBoundary {}),
+            Tell::Checkpoint => Message::Checkpoint(v1::CheckpointAtBoundary {}),
+            Tell::GivenUp(reason) => Message::GivenUp(v1::GivenUp { reason }),
+            Tell::Drained => Message::Drained(v1::Drained {}),
+            Tell::Refused(reason) => Message::Refused(v1::Refused { reason }),
+            Tell::Release => Message::Release(v1::Release {}),
+        };
+        v1::SessionResponse { message: Some(message) }
+    }
+}
+
+/// A generation's workers as all their messages have them. Encoding them for each would take time that grows with the
+/// square of the world size, in which nobody is heard.
+#[derive(Default)]
+pub struct EncodedRoster {
+    peers: Arc<[Peer]>,
+    encoded: Bytes,
+}
+
+impl EncodedRoster {
+    fn of(&mut self, peers: Arc<[Peer]>) -> Bytes {
+        if !Arc::ptr_eq(&self.peers, &peers) {
+            self.encoded = v1::Roster { peers: peers.iter().map(peer).collect() }.encode_to_vec().into();
+            self.peers = peers;
+        }
+        self.encoded.clone()
+    }
 }

@@ -11,7 +11,7 @@ use std::{
 use futures::future::{BoxFuture, FutureExt, LocalBoxFuture, join, try_join_all};
 use polo_recipe::ids::{Generation, Rank};
 use polo_worker::{
-    plane::{AbortHandle, DataPlane, Lane, PlaneError, Transfer},
+    plane::{AbortHandle, DataPlane, Lane, PlaneError, Refusal, Transfer},
     rig::Network,
     session::Order,
 };
@@ -28,8 +28,12 @@ use turmoil::net::{
 use crate::oracle::Oracle;
 
 const HELLO_BYTES: usize = 17;
+const WELCOME: u8 = 1;
+const REFUSED: u8 = 0;
 const RETRY: Duration = Duration::from_millis(50);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// What a partition swallows is never sent again here, as TCP would: an answer that does not come is asked for anew.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longer than any run may take: whoever waits in vain for others to meet is not helped by time.
 const FORM_TIMEOUT: Duration = Duration::from_secs(300);
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,6 +45,12 @@ type PlaneId = (Generation, u8);
 struct Lobby {
     newest: PlaneId,
     waiting: BTreeMap<(PlaneId, Rank), TcpStream>,
+}
+
+impl Lobby {
+    fn lets_in(&self, plane: PlaneId) -> bool {
+        plane >= self.newest
+    }
 }
 
 /// One worker's door and its way to others.
@@ -87,11 +97,12 @@ impl SimNetwork {
         }
         let generation = Generation(u64::from_le_bytes(std::array::from_fn(|i| hello[i])));
         let from = Rank(u32::from_le_bytes(std::array::from_fn(|i| hello[9 + i])));
-        let mut lobby = self.door.lobby();
-        if (generation, hello[8]) >= lobby.newest {
-            lobby.waiting.insert(((generation, hello[8]), from), stream);
-            self.door.arrivals.notify_waiters();
+        if !self.door.lobby().lets_in((generation, hello[8])) {
+            let _ = stream.write_all(&[REFUSED]).await;
+            return;
         }
+        self.door.lobby().waiting.insert(((generation, hello[8]), from), stream);
+        self.door.arrivals.notify_waiters();
     }
 
     /// From now on, callers of older planes are sent away.
@@ -114,7 +125,7 @@ impl SimNetwork {
             }
             arrived.await;
         };
-        stream.write_all(&[1]).await?;
+        stream.write_all(&[WELCOME]).await?;
         Ok(stream)
     }
 
@@ -130,34 +141,49 @@ impl SimNetwork {
             if rank > own {
                 return self.called_by(plane, rank).await.map(Some).map_err(lost);
             }
-            call(plane, own, address).await.map(Some).map_err(|waited| waited.blame(rank))
+            call(plane, own, address).await.map(Some).map_err(|uncalled| uncalled.blame(rank, plane.0))
         });
         try_join_all(streams).await
     }
 }
 
-/// Nothing listened there for too long.
-struct Unreached(Duration);
+/// Why a call came to nothing.
+enum Uncalled {
+    /// Nothing listened there for too long.
+    Unreached(Duration),
+    /// It is past that plane.
+    Refused,
+}
 
-impl Unreached {
-    fn blame(self, rank: Rank) -> PlaneError {
-        let waited_ms = self.0.as_millis() as u64;
-        PlaneError::Timeout { waited_ms, ranks: vec![rank], what: "calling it".into() }
+impl Uncalled {
+    fn blame(self, rank: Rank, generation: Generation) -> PlaneError {
+        match self {
+            Self::Unreached(waited) => {
+                let waited_ms = waited.as_millis() as u64;
+                PlaneError::Timeout { waited_ms, ranks: vec![rank], what: "calling it".into() }
+            }
+            Self::Refused => PlaneError::Refused { rank, generation, reason: Refusal::OldGeneration },
+        }
     }
 }
 
-async fn call(plane: PlaneId, own: Rank, address: &str) -> Result<TcpStream, Unreached> {
+async fn call(plane: PlaneId, own: Rank, address: &str) -> Result<TcpStream, Uncalled> {
     let mut reached = Instant::now();
     loop {
         if let Ok(Ok(mut stream)) = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
-            reached = Instant::now();
             let hello = [&plane.0.0.to_le_bytes()[..], &[plane.1], &own.0.to_le_bytes(), &[0; 4]].concat();
-            if stream.write_all(&hello).await.is_ok() && stream.read_exact(&mut [0]).await.is_ok() {
-                return Ok(stream);
+            let answer = async {
+                stream.write_all(&hello).await?;
+                stream.read_u8().await
+            };
+            match timeout(ANSWER_TIMEOUT, answer).await {
+                Ok(Ok(WELCOME)) => return Ok(stream),
+                Ok(Ok(_)) => return Err(Uncalled::Refused),
+                Ok(Err(_)) | Err(_) => reached = Instant::now(),
             }
         }
         if reached.elapsed() >= CONNECT_TIMEOUT {
-            return Err(Unreached(reached.elapsed()));
+            return Err(Uncalled::Unreached(reached.elapsed()));
         }
         sleep(RETRY).await;
     }

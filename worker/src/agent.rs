@@ -10,6 +10,7 @@ use polo_proto::v1::{
     session_response::Message as Down,
 };
 use polo_recipe::ids::Generation;
+use prost::Message as _;
 use tokio::{
     sync::mpsc::{self, UnboundedReceiver},
     time::{MissedTickBehavior, interval, timeout},
@@ -243,11 +244,12 @@ impl Agent {
 
 fn order(start: v1::GenerationStart) -> Result<Order, String> {
     let secret = start.secret.as_slice().try_into();
+    let roster = v1::Roster::decode(start.roster).map_err(|e| format!("a roster that cannot be read: {e}"))?;
     Ok(Order {
         generation: Generation(start.generation),
         rank: start.rank,
-        roles: start.peers.iter().map(role).collect::<Result<_, _>>()?,
-        peers: start.peers.into_iter().map(|p| p.data_address).collect(),
+        roles: roster.peers.iter().map(role).collect::<Result<_, _>>()?,
+        peers: roster.peers.into_iter().map(|p| p.data_address).collect(),
         secret: secret.map_err(|_| format!("the secret of generation {} is not 32 bytes", start.generation))?,
         checkpoint: start.checkpoint_step,
     })

@@ -22,6 +22,13 @@ pub enum Fault {
         /// For how long.
         ms: u64,
     },
+    /// Nothing goes in or out of its network for a while, and nobody is told.
+    CutOffWorker {
+        /// Whom.
+        worker: String,
+        /// For how long.
+        ms: u64,
+    },
     /// SIGTERM; a worker of another name takes its place.
     DrainWorker {
         /// Whom.
@@ -50,12 +57,14 @@ pub enum Fault {
 }
 
 /// Kinds of faults.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Kind {
     /// [`Fault::KillWorker`]
     KillWorker,
     /// [`Fault::FreezeWorker`]
     FreezeWorker,
+    /// [`Fault::CutOffWorker`]
+    CutOffWorker,
     /// [`Fault::DrainWorker`]
     DrainWorker,
     /// [`Fault::KillCoordinator`]
@@ -79,15 +88,18 @@ pub struct Situation {
     pub store: bool,
     /// Whether there is a checkpoint.
     pub checkpoint: bool,
+    /// Whether workers have networks that can be cut.
+    pub cables: bool,
     /// After so long without a sign of life a worker counts as dead.
     pub heartbeat_timeout_ms: u64,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::KillWorker,
         Self::FreezeWorker,
+        Self::CutOffWorker,
         Self::DrainWorker,
         Self::KillCoordinator,
         Self::FreezeCoordinator,
@@ -100,6 +112,7 @@ impl Kind {
         match self {
             Self::KillWorker => "kill worker",
             Self::FreezeWorker => "freeze worker",
+            Self::CutOffWorker => "cut off worker",
             Self::DrainWorker => "drain worker",
             Self::KillCoordinator => "kill coordinator",
             Self::FreezeCoordinator => "freeze coordinator",
@@ -111,6 +124,7 @@ impl Kind {
     fn is_possible(self, situation: &Situation) -> bool {
         match self {
             Self::KillWorker | Self::FreezeWorker => !situation.workers.is_empty(),
+            Self::CutOffWorker => situation.cables && !situation.workers.is_empty(),
             // The last one has nobody to hand its state to, and need not find a moment to leave.
             Self::DrainWorker => situation.workers.len() > 1,
             Self::KillCoordinator | Self::FreezeCoordinator => situation.coordinator,
@@ -122,18 +136,19 @@ impl Kind {
 }
 
 impl Fault {
-    /// Draws a fault of any kind that is possible, each as likely as the others; `None` if nothing can be hurt.
-    pub fn draw(rng: &mut impl Rng, situation: &Situation) -> Option<Self> {
-        let possible: Vec<_> = Kind::ALL.into_iter().filter(|kind| kind.is_possible(situation)).collect();
+    /// Draws a fault of any of these kinds that is possible, each as likely as the others; `None` if nothing can be hurt.
+    pub fn draw(rng: &mut impl Rng, kinds: &[Kind], situation: &Situation) -> Option<Self> {
+        let possible: Vec<_> = kinds.iter().copied().filter(|kind| kind.is_possible(situation)).collect();
         let kind = *possible.choose(rng)?;
         let worker = situation.workers.choose(rng).cloned().unwrap_or_default();
         let absence_ms = rng.random_range(0..=LONGEST_ABSENCE_MS);
         // As often shorter as longer than a worker may be silent.
-        let freeze_ms = rng.random_range(0..=2 * situation.heartbeat_timeout_ms);
+        let silence_ms = rng.random_range(0..=2 * situation.heartbeat_timeout_ms);
         let draw = rng.random();
         Some(match kind {
             Kind::KillWorker => Self::KillWorker { worker },
-            Kind::FreezeWorker => Self::FreezeWorker { worker, ms: freeze_ms },
+            Kind::FreezeWorker => Self::FreezeWorker { worker, ms: silence_ms },
+            Kind::CutOffWorker => Self::CutOffWorker { worker, ms: silence_ms },
             Kind::DrainWorker => Self::DrainWorker { worker },
             Kind::KillCoordinator => Self::KillCoordinator { ms: absence_ms },
             Kind::FreezeCoordinator => Self::FreezeCoordinator { ms: absence_ms },
@@ -147,6 +162,7 @@ impl Fault {
         match self {
             Self::KillWorker { .. } => Kind::KillWorker,
             Self::FreezeWorker { .. } => Kind::FreezeWorker,
+            Self::CutOffWorker { .. } => Kind::CutOffWorker,
             Self::DrainWorker { .. } => Kind::DrainWorker,
             Self::KillCoordinator { .. } => Kind::KillCoordinator,
             Self::FreezeCoordinator { .. } => Kind::FreezeCoordinator,
@@ -161,7 +177,9 @@ impl fmt::Display for Fault {
         let kind = self.kind().name();
         match self {
             Self::KillWorker { worker } | Self::DrainWorker { worker } => write!(f, "{kind} {worker}"),
-            Self::FreezeWorker { worker, ms } => write!(f, "{kind} {worker} for {ms} ms"),
+            Self::FreezeWorker { worker, ms } | Self::CutOffWorker { worker, ms } => {
+                write!(f, "{kind} {worker} for {ms} ms")
+            }
             Self::KillCoordinator { ms } | Self::FreezeCoordinator { ms } | Self::BreakStore { ms } => {
                 write!(f, "{kind} for {ms} ms")
             }
@@ -184,13 +202,14 @@ mod tests {
             coordinator: true,
             store: true,
             checkpoint: true,
+            cables: true,
             heartbeat_timeout_ms: 2000,
         }
     }
 
     fn drawn(seed: u64, situation: &Situation) -> Vec<Fault> {
         let mut rng = StdRng::seed_from_u64(seed);
-        (0..300).filter_map(|_| Fault::draw(&mut rng, situation)).collect()
+        (0..300).filter_map(|_| Fault::draw(&mut rng, &Kind::ALL, situation)).collect()
     }
 
     fn kinds(situation: &Situation) -> BTreeSet<Kind> {
@@ -212,11 +231,22 @@ mod tests {
     #[test]
     fn what_is_broken_already_is_left_alone() {
         let without_coordinator = kinds(&Situation { coordinator: false, ..all_is_well() });
-        let workers_and_store = [Kind::KillWorker, Kind::FreezeWorker, Kind::DrainWorker, Kind::BreakStore];
+        let workers_and_store =
+            [Kind::KillWorker, Kind::FreezeWorker, Kind::CutOffWorker, Kind::DrainWorker, Kind::BreakStore];
         assert_eq!(without_coordinator, workers_and_store.into());
+        assert!(!kinds(&Situation { cables: false, ..all_is_well() }).contains(&Kind::CutOffWorker));
         let without_store = kinds(&Situation { store: false, ..all_is_well() });
         assert!(!without_store.contains(&Kind::BreakStore) && !without_store.contains(&Kind::DamageCheckpoint));
         assert!(!kinds(&Situation { checkpoint: false, ..all_is_well() }).contains(&Kind::DamageCheckpoint));
+    }
+
+    #[test]
+    fn only_the_kinds_that_are_wanted_come() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let wanted = [Kind::CutOffWorker, Kind::BreakStore];
+        let drawn: BTreeSet<_> =
+            (0..50).filter_map(|_| Fault::draw(&mut rng, &wanted, &all_is_well())).map(|f| f.kind()).collect();
+        assert_eq!(drawn, wanted.into());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod fault;
 mod files;
+mod network;
 mod processes;
 mod report;
 mod round;
@@ -20,6 +21,8 @@ use polo_store::{StoreError, recipe_file};
 use rand::{SeedableRng, rngs::StdRng};
 
 use self::{
+    fault::Kind,
+    network::Network,
     processes::Exit,
     report::{Report, RunReport},
     round::Turmoil,
@@ -32,9 +35,12 @@ const MOST_QUIET_RUNS: usize = 3;
 
 const HELP: &str = "\
 The recipe is run once undisturbed, with one worker, and then with faults until there were enough of them, as often as
-that takes; every run has a store of its own. A fault is one of: kill -9, SIGSTOP or SIGTERM for a worker, kill -9 or
-SIGSTOP for the coordinator, a flipped bit in the newest checkpoint followed by kill -9 for all workers, and a store in
-which chunks can neither be read nor written. Networks are not partitioned.
+that takes; every run has a store of its own. A fault is one of: kill -9, SIGSTOP or SIGTERM for a worker, a worker cut
+off from the network, kill -9 or SIGSTOP for the coordinator, a flipped bit in the newest checkpoint followed by kill -9
+for all workers, and a store in which chunks can neither be read nor written.
+
+Networks are cut where user and network namespaces can be made (with `ip`, `unshare` and `nsenter`) and the corpus is a
+folder; where they cannot, it says why.
 
 Exits with 0 if all runs end in the same state. A seed repeats the choices, but not the machine's own timing.";
 
@@ -59,6 +65,9 @@ pub struct ChaosArgs {
     /// Longest time from one fault to the next
     #[arg(long, default_value_t = 1500, value_name = "MS")]
     calm_ms: u64,
+    /// Kinds of faults to choose from [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "KIND,...")]
+    kinds: Vec<Kind>,
     /// Keeps stores and logs in this folder, which is new or empty [default: kept only if something is wrong]
     #[arg(long, value_name = "FOLDER")]
     keep: Option<PathBuf>,
@@ -80,6 +89,8 @@ pub enum Error {
     Spawn { program: PathBuf, source: io::Error },
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("networks cannot be cut: {0}")]
+    NoNetworks(String),
     #[error("no port could be had for the coordinator: {0}")]
     NoPort(io::Error),
     #[error("{} is not empty; name a new folder with --keep", .0.display())]
@@ -117,6 +128,14 @@ fn in_words(status: Option<ExitStatus>) -> String {
 /// `polo chaos`.
 pub async fn run(args: ChaosArgs) -> Result<(), CliError> {
     let recipe = recipe_file::load(&args.recipe, &args.sets)?;
+    let network = match Network::enter(&recipe) {
+        Ok(network) => network,
+        Err(reason) if args.kinds == [Kind::CutOffWorker] => return Err(Error::NoNetworks(reason).into()),
+        Err(reason) => {
+            say(format_args!("networks are not cut: {reason}"));
+            Network::Loopback
+        }
+    };
     let mut signals = Signals::new()?;
     let temporary = tempfile::tempdir().map_err(CliError::io("cannot make a temporary folder"))?;
     let folder = match &args.keep {
@@ -125,7 +144,8 @@ pub async fn run(args: ChaosArgs) -> Result<(), CliError> {
     };
     let seed = args.seed.unwrap_or_else(rand::random);
     say(format_args!("seed {seed}"));
-    let attempt = Attempt { args: &args, recipe, folder: folder.clone(), rng: StdRng::seed_from_u64(seed) };
+    let rng = StdRng::seed_from_u64(seed);
+    let attempt = Attempt { args: &args, recipe, network, folder: folder.clone(), rng };
     let outcome = attempt.run(seed, &mut signals).await;
     let Err(error) = outcome else { return Ok(()) };
     // The temporary folder is wanted now; where --keep was given, it is empty and goes.
@@ -145,6 +165,7 @@ fn made_empty(folder: &Path) -> Result<PathBuf, Error> {
 struct Attempt<'a> {
     args: &'a ChaosArgs,
     recipe: Recipe,
+    network: Network,
     folder: PathBuf,
     rng: StdRng,
 }
@@ -184,7 +205,8 @@ impl Attempt<'_> {
         let this = std::env::current_exe().unwrap_or_default();
         let worker_program = self.args.worker_program.clone().unwrap_or_else(|| this.with_file_name("polo-worker"));
         let setting = Setting { recipe, folder, worker_program, num_workers };
-        let turmoil = Turmoil { rng: &mut self.rng, num_faults, calm_ms: self.args.calm_ms };
-        round::run(setting, turmoil, signals).await
+        let kinds = if self.args.kinds.is_empty() { &Kind::ALL[..] } else { &self.args.kinds };
+        let turmoil = Turmoil { rng: &mut self.rng, kinds, num_faults, calm_ms: self.args.calm_ms };
+        round::run(setting, &mut self.network, turmoil, signals).await
     }
 }

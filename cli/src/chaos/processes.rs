@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs::{File, OpenOptions},
     io,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -154,13 +155,13 @@ fn last_lines(path: &Path, num_lines: usize) -> Vec<String> {
     lines[lines.len().saturating_sub(num_lines)..].iter().map(ToString::to_string).collect()
 }
 
-/// A port of this machine on which nobody listens. It is below those that the system gives to outgoing connections, so
+/// A port at `ip` on which nobody listens. It is below those that the system gives to outgoing connections, so
 /// that none takes it while the coordinator is away.
-pub fn free_address(rng: &mut impl rand::Rng) -> Result<std::net::SocketAddr, Error> {
+pub fn free_address(ip: IpAddr, rng: &mut impl rand::Rng) -> Result<SocketAddr, Error> {
     use rand::RngExt;
     let mut last = io::Error::other("none tried");
     for _ in 0..100 {
-        let address = std::net::SocketAddr::from(([127, 0, 0, 1], rng.random_range(10_000..32_000)));
+        let address = SocketAddr::new(ip, rng.random_range(10_000..32_000));
         match std::net::TcpListener::bind(address) {
             Ok(_) => return Ok(address),
             Err(error) => last = error,

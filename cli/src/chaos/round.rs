@@ -12,7 +12,8 @@ use tokio::{
 
 use super::{
     Error,
-    fault::Fault,
+    fault::{Fault, Kind},
+    network::Network,
     processes::free_address,
     report::{Injected, RunReport},
     scene::{Meaning, Scene, Setting},
@@ -29,6 +30,8 @@ const FAREWELL: Duration = Duration::from_secs(5);
 pub struct Turmoil<'a> {
     /// Where its choices come from.
     pub rng: &'a mut StdRng,
+    /// Kinds of faults to choose from.
+    pub kinds: &'a [Kind],
     /// Faults to bring about, if the run lasts as long.
     pub num_faults: usize,
     /// Longest time from one fault to the next.
@@ -38,7 +41,7 @@ pub struct Turmoil<'a> {
 /// A run that goes on.
 struct Round<'a> {
     turmoil: Turmoil<'a>,
-    scene: Scene,
+    scene: Scene<'a>,
     status: watch::Receiver<Status>,
     following: JoinHandle<()>,
     began: Instant,
@@ -52,9 +55,14 @@ struct Round<'a> {
 }
 
 /// Runs the recipe to its end.
-pub async fn run(setting: Setting, turmoil: Turmoil<'_>, signals: &mut Signals) -> Result<RunReport, Error> {
-    let address = free_address(turmoil.rng)?;
-    let scene = Scene::start(setting, address)?;
+pub async fn run(
+    setting: Setting,
+    network: &mut Network,
+    turmoil: Turmoil<'_>,
+    signals: &mut Signals,
+) -> Result<RunReport, Error> {
+    let address = free_address(network.coordinator_ip(), turmoil.rng)?;
+    let scene = Scene::start(setting, network, address)?;
     let (sender, status) = watch::channel(Status::default());
     let now = Instant::now();
     let mut round = Round {
@@ -122,7 +130,7 @@ impl Round<'_> {
 
     /// Does whatever it is time for.
     async fn act(&mut self, now: Instant) -> Result<(), Error> {
-        if self.scene.mend(now)? {
+        if self.scene.mend(now).await? {
             self.stirred = now;
         }
         if self.next_fault.is_some_and(|at| at <= now) {
@@ -137,7 +145,9 @@ impl Round<'_> {
     }
 
     async fn inflict(&mut self, now: Instant) -> Result<(), Error> {
-        let Some(fault) = Fault::draw(self.turmoil.rng, &self.scene.situation()) else { return Ok(()) };
+        let Some(fault) = Fault::draw(self.turmoil.rng, self.turmoil.kinds, &self.scene.situation()) else {
+            return Ok(());
+        };
         let (at_ms, step) = ((now - self.began).as_millis() as u64, self.last_step);
         say(format_args!("{:>8.3} s  step {step:>5}  {fault}", at_ms as f64 / 1000.0));
         if !self.scene.inflict(&fault).await? {

@@ -1,8 +1,8 @@
 //! What faults are brought upon: a coordinator, workers and a store, and what is still to be mended.
 
 use std::{
-    collections::BTreeSet,
-    net::SocketAddr,
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -15,6 +15,7 @@ use super::{
     Error,
     fault::{Fault, Situation},
     files::StoreFolder,
+    network::{Cable, Network},
     processes::{Exit, Processes},
 };
 use crate::talk::say;
@@ -43,6 +44,7 @@ enum Mend {
     ThawCoordinator,
     StartWorker(String),
     ThawWorker(String),
+    Reconnect(String, Cable),
     GiveStoreBack,
 }
 
@@ -55,16 +57,20 @@ enum Coordinator {
 }
 
 /// Processes and store of one run.
-pub struct Scene {
+pub struct Scene<'a> {
     setting: Setting,
     address: SocketAddr,
+    network: &'a mut Network,
+    /// Of the workers that live, where they have any.
+    cables: BTreeMap<String, Cable>,
     recipe_path: PathBuf,
     /// The processes.
     pub processes: Processes,
     store: StoreFolder,
     coordinator: Coordinator,
     is_store_whole: bool,
-    frozen: BTreeSet<String>,
+    /// Frozen or cut off.
+    silent: BTreeSet<String>,
     leaving: BTreeSet<String>,
     mends: Vec<(Instant, Mend)>,
     num_names: u16,
@@ -80,9 +86,9 @@ pub enum Meaning {
     CoordinatorFailed(Exit),
 }
 
-impl Scene {
+impl<'a> Scene<'a> {
     /// Starts the coordinator and all workers.
-    pub fn start(setting: Setting, address: SocketAddr) -> Result<Self, Error> {
+    pub fn start(setting: Setting, network: &'a mut Network, address: SocketAddr) -> Result<Self, Error> {
         std::fs::create_dir_all(&setting.folder).map_err(Error::at(&setting.folder))?;
         let recipe_path = setting.folder.join("recipe.toml");
         std::fs::write(&recipe_path, setting.recipe.to_toml()).map_err(Error::at(&recipe_path))?;
@@ -91,12 +97,14 @@ impl Scene {
             processes: Processes::new(&setting.folder),
             coordinator: Coordinator::Up,
             is_store_whole: true,
-            frozen: BTreeSet::new(),
+            silent: BTreeSet::new(),
             leaving: BTreeSet::new(),
             mends: Vec::new(),
             num_names: 0,
+            cables: BTreeMap::new(),
             recipe_path,
             address,
+            network,
             setting,
         };
         scene.start_coordinator()?;
@@ -114,8 +122,12 @@ impl Scene {
     }
 
     fn start_worker(&mut self, name: &str) -> Result<(), Error> {
-        let mut command = Command::new(&self.setting.worker_program);
-        command.arg(&self.recipe_path).args(["--id", name, "--listen", "127.0.0.1:0", "--while-stdin-open"]);
+        let cable = self.network.new_cable();
+        let program = &self.setting.worker_program;
+        let mut command = cable.as_ref().map_or_else(|| Command::new(program), |cable| cable.command(program));
+        let ip = cable.as_ref().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |cable| cable.ip);
+        self.cables.extend(cable.map(|cable| (name.to_owned(), cable)));
+        command.arg(&self.recipe_path).args(["--id", name, "--while-stdin-open", "--listen"]).arg(format!("{ip}:0"));
         command.arg("--coordinator").arg(format!("http://{}", self.address));
         self.processes.start(name, command)
     }
@@ -132,12 +144,13 @@ impl Scene {
 
     /// What could be hurt now.
     pub fn situation(&self) -> Situation {
-        let is_well = |name: &&String| !self.frozen.contains(*name) && !self.leaving.contains(*name);
+        let is_well = |name: &&String| !self.silent.contains(*name) && !self.leaving.contains(*name);
         Situation {
             workers: self.workers().filter(is_well).cloned().collect(),
             coordinator: self.coordinator == Coordinator::Up && self.processes.is_alive(COORDINATOR),
             store: self.is_store_whole,
             checkpoint: self.store.has_checkpoint(),
+            cables: !self.cables.is_empty(),
             heartbeat_timeout_ms: self.setting.recipe.workers.heartbeat_timeout_ms,
         }
     }
@@ -154,8 +167,14 @@ impl Scene {
             Fault::KillWorker { worker } => self.processes.signal(worker, Signal::KILL),
             Fault::FreezeWorker { worker, ms } => {
                 self.processes.signal(worker, Signal::STOP);
-                self.frozen.insert(worker.clone());
+                self.silent.insert(worker.clone());
                 self.mends.push((after(*ms), Mend::ThawWorker(worker.clone())));
+            }
+            Fault::CutOffWorker { worker, ms } => {
+                let Some(cable) = self.cables.get(worker).cloned() else { return Ok(false) };
+                cable.set(false).await;
+                self.silent.insert(worker.clone());
+                self.mends.push((after(*ms), Mend::Reconnect(worker.clone(), cable)));
             }
             Fault::DrainWorker { worker } => {
                 self.processes.signal(worker, Signal::TERM);
@@ -196,16 +215,18 @@ impl Scene {
     }
 
     /// Mends whatever it is time for; `true` if something was.
-    pub fn mend(&mut self, now: Instant) -> Result<bool, Error> {
+    pub async fn mend(&mut self, now: Instant) -> Result<bool, Error> {
         let (due, later): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.mends).into_iter().partition(|(at, _)| *at <= now);
         self.mends = later;
         let has_mended = !due.is_empty();
-        due.into_iter().try_for_each(|(_, mend)| self.carry_out(mend))?;
+        for (_, mend) in due {
+            self.carry_out(mend).await?;
+        }
         Ok(has_mended)
     }
 
-    fn carry_out(&mut self, mend: Mend) -> Result<(), Error> {
+    async fn carry_out(&mut self, mend: Mend) -> Result<(), Error> {
         match mend {
             Mend::StartCoordinator => return self.start_coordinator(),
             Mend::StartWorker(name) => return self.start_worker(&name),
@@ -214,8 +235,12 @@ impl Scene {
                 self.processes.signal(COORDINATOR, Signal::CONT);
             }
             Mend::ThawWorker(name) => {
-                self.frozen.remove(&name);
+                self.silent.remove(&name);
                 self.processes.signal(&name, Signal::CONT);
+            }
+            Mend::Reconnect(name, cable) => {
+                self.silent.remove(&name);
+                cable.set(true).await;
             }
             Mend::GiveStoreBack => {
                 self.is_store_whole = true;
@@ -232,7 +257,7 @@ impl Scene {
         let soonest = if exit.lived < SHORT_LIFE { PAUSE_AFTER_SHORT_LIFE } else { Duration::ZERO };
         let soonest = Instant::now() + soonest;
         if exit.name != COORDINATOR {
-            self.frozen.remove(&exit.name);
+            self.silent.remove(&exit.name);
             let was_leaving = self.leaving.remove(&exit.name);
             // One that leaves with success was asked to, or the run is over.
             if !has_succeeded && !was_leaving {

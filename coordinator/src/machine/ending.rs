@@ -12,6 +12,9 @@ pub struct Ending {
     pub(super) stop_requested: bool,
     /// Members of the present generation that took their last step: its number.
     pub(super) finished: BTreeMap<WorkerId, Step>,
+    /// A good end that is being written to the journal. Nobody is let go before it is there: a coordinator that comes
+    /// after this one must find workers, or know that it needs none.
+    pub(super) decided: Option<Outcome>,
     pub(super) outcome: Option<Outcome>,
 }
 
@@ -41,7 +44,7 @@ impl State {
 
     /// Ends the run when every member of the generation is done and their state is stored.
     pub(super) fn consider_ending(&mut self) -> Vec<Action> {
-        if !matches!(self.formation, Formation::Running) || self.broken {
+        if !matches!(self.formation, Formation::Running) || self.broken || self.ending.decided.is_some() {
             return Vec::new();
         }
         let members = self.seats.iter().filter(|s| s.role == Role::Member).map(|s| &s.worker);
@@ -52,7 +55,11 @@ impl State {
             return self.end(Outcome::Failed { reason });
         }
         match self.checkpoints.digest(step) {
-            Some(Some(state_digest)) => self.end(self.outcome_at(step, state_digest)),
+            Some(Some(state_digest)) => {
+                let outcome = self.outcome_at(step, state_digest);
+                self.ending.decided = Some(outcome.clone());
+                vec![Action::Record(Entry::Ended(outcome))]
+            }
             Some(None) => self.read_checkpoint(step),
             None => Vec::new(),
         }
@@ -84,7 +91,9 @@ impl State {
         };
         self.ending.outcome = Some(outcome.clone());
         let mut actions = self.tell_all(self.members.keys(), farewell);
-        actions.push(Action::Record(Entry::Ended(outcome.clone())));
+        if matches!(outcome, Outcome::Failed { .. }) {
+            actions.push(Action::Record(Entry::Ended(outcome.clone())));
+        }
         actions.push(Action::End(outcome));
         actions
     }

@@ -207,6 +207,10 @@ impl State {
         if let Err(RecordError::Superseded(by)) = result {
             return self.give_way(by);
         }
+        if let Some(outcome) = self.ending.decided.take() {
+            // If it could not be written, the run has ended all the same.
+            return self.end(outcome);
+        }
         if generation != self.generation {
             return Vec::new();
         }

@@ -131,6 +131,11 @@ impl State {
         if self.ending.outcome.is_some() {
             return self.turn_away_late_comers(event);
         }
+        if self.ending.decided.is_some() {
+            // Whoever comes back now is let go with the others; nothing else matters any more.
+            let matters = matches!(event, Event::Recorded(..) | Event::Hello(..));
+            return if matters { self.apply(now, event) } else { Vec::new() };
+        }
         self.unsettled |= !is_routine(&event);
         let mut actions = self.apply(now, event);
         actions.extend(self.look_at_clock(now));
@@ -142,7 +147,7 @@ impl State {
 
     /// When the next [`Event::Tick`] is due, unless something else happens before.
     pub fn next_wake(&self) -> Option<NowMs> {
-        if self.ending.outcome.is_some() {
+        if self.ending.outcome.is_some() || self.ending.decided.is_some() {
             return None;
         }
         let at_once = self.unsettled.then_some(0);

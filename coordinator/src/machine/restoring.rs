@@ -98,7 +98,7 @@ impl State {
     /// A run that another coordinator, or this one before it was restarted, has served. Its members are expected back,
     /// and each is looked for at once.
     pub fn restore(settings: Settings, restored: Restored, now: NowMs) -> (Self, Vec<Action>) {
-        let Restored { mut generation, members, step, checkpoints, incidents, goodput, ended: _ } = restored;
+        let Restored { mut generation, members, step, checkpoints, incidents, goodput, ended } = restored;
         if is_back(Mistake::GenerationReused) {
             generation = Generation(generation.0.saturating_sub(1));
         }
@@ -108,6 +108,13 @@ impl State {
         state.incidents = incidents;
         let open = state.incidents.iter_mut().filter(|i| i.recovery_ms.is_none());
         open.for_each(|incident| (incident.sign_ms, incident.at_ms) = (now, now));
+        if let Some(Outcome::Completed { step, .. }) = &ended
+            && state.checkpoints.digest(*step).is_some()
+        {
+            // Its workers were let go, and none need to come.
+            state.ending.outcome = ended;
+            return (state, Vec::new());
+        }
         if members.is_empty() {
             return (state, Vec::new());
         }

@@ -73,7 +73,7 @@ impl Scene {
         let mut queue = self.state.step(self.now, event);
         while !queue.is_empty() {
             let recorded = queue.iter().find_map(|a| match a {
-                Action::Record(Entry::Generation { generation, .. }) => Some(*generation),
+                Action::Record(Entry::Generation { .. } | Entry::Ended(_)) => Some(self.state.generation()),
                 _ => None,
             });
             self.actions.append(&mut queue);

@@ -7,7 +7,7 @@ use polo_recipe::{
 };
 use tokio::time::Instant;
 
-use super::{GenerationError, Membering};
+use super::{GenerationError, Membering, bench};
 use crate::{
     arrival::Origin,
     decision::Decision,
@@ -88,7 +88,7 @@ impl Membering<'_> {
             let (setting, decision) = (self.trainer.setting.clone(), decision.clone());
             let summed: Vec<_> = self.trainer.state.summed.iter().copied().collect();
             tracing::info!(generation = self.generation().0, step = step.0, "rolling a decided step forward");
-            apply(&setting, &mut self.bench(), &summed, Step(step.0 - 1), decision)?;
+            apply(&setting, &mut bench(self.trainer, &mut self.plane), &summed, Step(step.0 - 1), decision)?;
         }
         let state = &mut self.trainer.state;
         if state.step != Some(step) {

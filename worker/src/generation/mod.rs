@@ -16,7 +16,7 @@ use crate::{
     moves::{Givable, MoveError},
     plane::{AbortHandle, DataPlane, Lane, PlaneError, gather::all_gather},
     session::{Event, Order, Role},
-    step::{Background, Bench, Moved, Outcome, StepDone, StepError, Stepper, Trouble, follow},
+    step::{Background, Bench, Moved, Outcome, StepDone, StepError, Stepper, Trouble, follow, move_chunks},
     trainer::Trainer,
 };
 
@@ -82,8 +82,9 @@ impl GenerationError {
 struct Membering<'a> {
     trainer: &'a mut Trainer,
     order: &'a Order,
-    abort: &'a AbortHandle,
     plane: Box<dyn DataPlane>,
+    /// For chunks that move while steps are taken.
+    state_plane: Box<dyn DataPlane>,
     arrival: Arrival,
     /// The most checkpoints that any rank had been asked for when the last one was begun.
     checkpoints_wanted: u64,
@@ -96,7 +97,10 @@ pub async fn take_part(trainer: &mut Trainer, order: &Order, abort: &AbortHandle
     let show = |phase| trainer.desk().set_doing(Doing::new(order.generation, trainer.step(), phase));
     let started = Instant::now();
     show("meeting the other ranks");
+    // Both before anybody gets to know anything: whoever leaves later, for a newer generation say, drops both, so that
+    // nobody waits on one of them for a rank that will never come.
     let mut plane = trainer.network.form(order, Lane::Steps, abort).await?;
+    let state_plane = trainer.network.form(order, Lane::State, abort).await?;
     show("comparing states");
     let (held, told, checkpoint) = meet(trainer, &mut *plane, order.checkpoint.map(Step)).await?;
     trainer.desk().handle(Event::Met(order.generation));
@@ -107,8 +111,8 @@ pub async fn take_part(trainer: &mut Trainer, order: &Order, abort: &AbortHandle
         arrival: arrive(&held, terms),
         trainer,
         order,
-        abort,
         plane,
+        state_plane,
         checkpoints_wanted: told.iter().map(|b| b.checkpoints_wanted).max().unwrap_or(0),
         newest_checkpoint: checkpoint,
     };
@@ -146,6 +150,11 @@ async fn meet(
     Ok((held, boundaries, checkpoint))
 }
 
+fn bench<'a>(trainer: &'a mut Trainer, plane: &'a mut Box<dyn DataPlane>) -> Bench<'a> {
+    let Trainer { state, buffers, arithmetic, .. } = trainer;
+    Bench { plane: &mut **plane, state, buffers, arithmetic: &mut **arithmetic }
+}
+
 impl Membering<'_> {
     fn show(&self, phase: &'static str) {
         self.trainer.desk().set_doing(Doing::new(self.order.generation, self.trainer.step(), phase));
@@ -157,11 +166,6 @@ impl Membering<'_> {
 
     fn generation(&self) -> Generation {
         self.order.generation
-    }
-
-    fn bench(&mut self) -> Bench<'_> {
-        let Trainer { state, buffers, arithmetic, .. } = &mut *self.trainer;
-        Bench { plane: &mut *self.plane, state, buffers, arithmetic: &mut **arithmetic }
     }
 
     fn report_arrival(&self, form_ms: u64, moved: Moved) {
@@ -208,9 +212,9 @@ impl Membering<'_> {
             return Ok(());
         }
         self.show("moving state");
-        let Trainer { state, setting, network, .. } = &mut *self.trainer;
-        let background = Background { moves: &moves, network: &**network, order: self.order, abort: self.abort };
-        let arrived = crate::step::move_chunks(&background, &setting.layout, &Givable::of(state)).await?;
+        let Trainer { state, setting, .. } = &mut *self.trainer;
+        let givable = Givable::of(state);
+        let arrived = move_chunks(&mut *self.state_plane, &moves, &setting.layout, &givable).await?;
         arrived.into_iter().for_each(|chunk| state.install(chunk, &setting.layout));
         if self.order.role() == Role::Member {
             state.step = Some(self.arrival.step);
@@ -227,14 +231,16 @@ impl Membering<'_> {
         self.trainer.arithmetic.begin(stepper.work(first))?;
         let moves = std::mem::take(&mut self.arrival.moves);
         let network = self.trainer.network.clone();
-        let background = |moves| Background { moves, network: &*network, order: self.order, abort: self.abort };
-        let mut background = (!moves.is_empty()).then(|| background(&moves));
+        let mut moves = Some(&moves[..]).filter(|moves| !moves.is_empty());
         let (order, desk) = (self.order, self.trainer.setting.desk.clone());
         for step in (first.0..last.0).map(Step) {
             let started = Instant::now();
             let report_trouble = |trouble| desk.send(trouble_message(order, step, trouble));
             let done = loop {
-                match stepper.take(&mut self.bench(), step, background.take(), &report_trouble).await? {
+                let Self { trainer, plane, state_plane, .. } = &mut *self;
+                let background =
+                    moves.take().map(|moves| Background { moves, plane: &mut **state_plane, network: &*network });
+                match stepper.take(&mut bench(trainer, plane), step, background, &report_trouble).await? {
                     Outcome::Done(done) => break done,
                     Outcome::Again(attempt) => {
                         stepper.try_again(attempt);
@@ -345,7 +351,7 @@ impl Membering<'_> {
         Ok(Left::Finished)
     }
 
-    /// Ranks that are no members help to form the plane for moves, and give what is theirs to give.
+    /// Ranks that are no members give what is theirs to give.
     async fn stand_by(&mut self) -> Result<(), GenerationError> {
         self.move_now().await
     }

@@ -24,7 +24,7 @@ use crate::{
     flat::Flat,
     moves::{Arrived, Givable, MoveError, batches, carry},
     optimizer::clip_coefficient,
-    plane::{AbortHandle, DataPlane, Lane, PlaneError, Transfer, gather::all_gather},
+    plane::{DataPlane, PlaneError, Transfer, gather::all_gather},
     reduce::{Traffic, add_assign, chunk_square_norm, exchange, hand_out},
     rig::{Arithmetic, Network, Update, Work},
     session::Order,
@@ -67,12 +67,10 @@ pub struct Bench<'a> {
 pub struct Background<'a> {
     /// The moves, the same on all ranks.
     pub moves: &'a [Move],
-    /// The way to the other ranks.
+    /// The generation's plane for state.
+    pub plane: &'a mut dyn DataPlane,
+    /// What lets two things happen at once.
     pub network: &'a dyn Network,
-    /// The generation.
-    pub order: &'a Order,
-    /// What interrupts it.
-    pub abort: &'a AbortHandle,
 }
 
 /// One member's part in the steps of one generation.
@@ -214,7 +212,7 @@ impl<'a> Stepper<'a> {
             compute = started.elapsed();
         };
         let side = async {
-            arrived = move_chunks(&background, &self.setting.layout, &givable).await;
+            arrived = move_chunks(background.plane, background.moves, &self.setting.layout, &givable).await;
             moving = started.elapsed();
         };
         background.network.together(main.boxed_local(), side.boxed()).await;
@@ -408,17 +406,16 @@ pub fn apply(
     Ok(())
 }
 
-/// Carries out this rank's moves on a plane of their own.
+/// Carries out this rank's part of `moves`.
 pub async fn move_chunks(
-    background: &Background<'_>,
+    plane: &mut dyn DataPlane,
+    moves: &[Move],
     layout: &Layout,
     givable: &Givable<'_>,
 ) -> Result<Vec<Arrived>, MoveError> {
-    let Background { moves, network, order, abort } = background;
-    let mut plane = network.form(order, Lane::State, abort).await?;
     let mut arrived = Vec::new();
     for batch in batches(moves) {
-        arrived.extend(carry(&mut *plane, batch, layout, givable).await?);
+        arrived.extend(carry(plane, batch, layout, givable).await?);
     }
     Ok(arrived)
 }

@@ -12,6 +12,20 @@ fn the_run_completes_when_all_agree_and_the_last_checkpoint_is_stored() {
 }
 
 #[test]
+fn nobody_is_let_go_before_the_end_is_in_the_journal() {
+    let mut scene = Scene::new(&[]);
+    scene.join(&["a", "b", "c"]).finish(&["a", "b", "c"], 10);
+    scene.journal_is_slow = true;
+    scene.stored(10, "same").breaks("b").finish(&["a"], 10).at(60_000);
+    assert_eq!((scene.state.outcome(), scene.state.next_wake()), (None, None));
+    let ends = scene.actions.iter().filter(|a| matches!(a, Action::Record(Entry::Ended(_)))).count();
+    assert_eq!((ends, scene.told("a").contains(&&Tell::Release)), (1, false), "it is written once");
+    scene.journal_answers();
+    assert!(matches!(scene.state.outcome(), Some(Outcome::Completed { .. })));
+    assert_eq!(["a", "b", "c"].map(|name| scene.told(name).last() == Some(&&Tell::Release)), [true; 3]);
+}
+
+#[test]
 fn a_death_at_the_very_end_makes_the_survivors_finish_again() {
     let mut scene = Scene::new(&[]);
     scene.join(&["a", "b", "c"]).finish(&["a", "b"], 10);

@@ -122,6 +122,21 @@ fn a_journal_is_replayed_to_what_it_said_last() {
 }
 
 #[test]
+fn a_run_that_was_completed_needs_no_workers_as_long_as_its_last_checkpoint_is_there() {
+    let completed = |step| Outcome::Completed { step: Step(step), state_digest: "same".into() };
+    let outcome_after = |ended: Outcome| {
+        let mut restored = restored(&["a"]);
+        restored.replay(Entry::Ended(ended));
+        let (state, actions) = State::restore(settings(), restored, 0);
+        assert!(actions.is_empty(), "nobody is looked for: {actions:?}");
+        state.outcome().cloned()
+    };
+    assert_eq!(outcome_after(completed(2)), Some(completed(2)));
+    assert_eq!(outcome_after(completed(10)), None, "its checkpoint is gone");
+    assert_eq!(outcome_after(Outcome::Stopped { step: Step(2), state_digest: "same".into() }), None);
+}
+
+#[test]
 fn a_loss_while_the_journal_writes_aborts_those_who_train() {
     let mut scene = Scene::new(&[]);
     scene.join(&["a", "b", "c"]);
