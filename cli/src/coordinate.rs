@@ -77,8 +77,12 @@ pub async fn open(args: &ServeArgs, expected_workers: usize) -> Result<Opened, C
 
 /// `polo coordinator`.
 pub async fn run(args: CoordinatorArgs) -> Result<(), CliError> {
-    let opened = open(&args.serve, args.workers).await?;
-    let progress = tokio::spawn(Progress::new(args.serve.log_every).follow(opened.news));
+    serve(open(&args.serve, args.workers).await?, args.serve.log_every).await
+}
+
+/// Serves a run, whose workers others start, to its end.
+pub async fn serve(opened: Opened, log_every: u64) -> Result<(), CliError> {
+    let progress = tokio::spawn(Progress::new(log_every).follow(opened.news));
     let mut signals = Signals::new()?;
     let stop = opened.run.stop_handle();
     let serving = opened.run.serve(opened.listener);

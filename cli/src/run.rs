@@ -30,14 +30,15 @@ pub struct RunArgs {
 /// `polo run`.
 pub async fn run(args: RunArgs) -> Result<(), CliError> {
     let opened = coordinate::open(&args.serve, args.workers.into()).await?;
+    if opened.run.has_ended() {
+        return coordinate::serve(opened, args.serve.log_every).await;
+    }
     let folder = tempfile::tempdir().map_err(CliError::io("cannot make a temporary folder"))?;
     let recipe_path = folder.path().join("recipe.toml");
     std::fs::write(&recipe_path, opened.recipe.to_toml()).map_err(CliError::io("cannot write the resolved recipe"))?;
     let program = args.worker_program.unwrap_or_else(beside_this_program);
     let mut workers = WorkerProcesses::new(program, recipe_path, opened.address, args.respawn);
-    if !opened.run.has_ended() {
-        workers.start(args.workers)?;
-    }
+    workers.start(args.workers)?;
     let progress = tokio::spawn(Progress::new(args.serve.log_every).follow(opened.news));
     let mut signals = Signals::new()?;
     let stop = opened.run.stop_handle();
