@@ -30,7 +30,8 @@ bench-elastic: build
 	bench/elastic
 
 bench-control: build
-	ulimit -n 12000; cargo run -p polo-coordinator --example fake_workers -- --num-workers 10,100,1000,2000,5000,10000
+	ulimit -n 12000; cargo run -p polo-coordinator --example fake_workers -- --num-workers 10,100,1000,2000,5000
+	ulimit -n 12000; cargo run -p polo-coordinator --example fake_workers -- --num-workers 10000 --heartbeat-timeout-ms 15000
 
 build: setup
 	cargo build --workspace

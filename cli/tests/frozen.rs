@@ -3,6 +3,8 @@
 
 mod harness;
 
+use std::time::Instant;
+
 use harness::{
     Lab, Shape, drawn_seed,
     process::{Running, step_of},
@@ -26,9 +28,11 @@ fn a_frozen_worker_is_counted_out_and_joins_again_when_it_thaws() {
     let victim = *run.workers().choose(&mut lab.rng).expect("three workers");
     let name = run.name_of(victim).to_owned();
     run.signal_worker(victim, Signal::STOP);
+    let frozen = Instant::now();
     let lost = format!("lost worker {name}: silent for ");
     run.wait_for(&lost, |line| line.starts_with(&lost));
     wait_for_step_of(&mut run, 2);
+    println!("the others' next step came after {} ms", frozen.elapsed().as_millis());
     run.signal_worker(victim, Signal::CONT);
     let joined = format!("worker {name} joined");
     run.wait_for("its return", |line| line == joined);

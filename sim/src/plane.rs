@@ -1,275 +1,54 @@
-//! The data plane over the simulated network, with the same rules as the one over TCP: older generations are refused,
-//! messages show that both sides mean the same one, nothing waits without a bound.
+//! The data plane over streams of any kind, with the frames and the errors of the one over TCP.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
-use futures::future::{BoxFuture, FutureExt, LocalBoxFuture, join, try_join_all};
+use futures::future::{BoxFuture, FutureExt, join, try_join_all};
 use polo_recipe::ids::{Generation, Rank};
-use polo_worker::{
-    plane::{AbortHandle, DataPlane, Lane, PlaneError, Refusal, Transfer},
-    rig::Network,
-    session::Order,
+use polo_worker::plane::{
+    AbortHandle, DataPlane, PlaneError, Transfer,
+    frame::{Frame, HEADER_BYTES},
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    sync::Notify,
-    time::{Instant, sleep, timeout},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    time::sleep,
 };
-use turmoil::net::{
-    TcpListener, TcpStream,
-    tcp::{OwnedReadHalf, OwnedWriteHalf},
-};
-
-use crate::oracle::Oracle;
-
-const HELLO_BYTES: usize = 17;
-const WELCOME: u8 = 1;
-const REFUSED: u8 = 0;
-const RETRY: Duration = Duration::from_millis(50);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// What a partition swallows is never sent again here, as TCP would: an answer that does not come is asked for anew.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longer than any run may take: whoever waits in vain for others to meet is not helped by time.
-const FORM_TIMEOUT: Duration = Duration::from_secs(300);
-const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// A generation's plane.
-type PlaneId = (Generation, u8);
-
-#[derive(Default)]
-struct Lobby {
-    newest: PlaneId,
-    waiting: BTreeMap<(PlaneId, Rank), TcpStream>,
-}
-
-impl Lobby {
-    fn lets_in(&self, plane: PlaneId) -> bool {
-        plane >= self.newest
-    }
-}
-
-/// One worker's door and its way to others.
-#[derive(Clone)]
-pub struct SimNetwork {
-    door: Arc<Door>,
-    oracle: Arc<Oracle>,
-}
-
-#[derive(Default)]
-struct Door {
-    lobby: Mutex<Lobby>,
-    arrivals: Notify,
-}
-
-impl Door {
-    fn lobby(&self) -> MutexGuard<'_, Lobby> {
-        self.lobby.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn id(generation: Generation, lane: Lane) -> PlaneId {
-    (generation, lane as u8)
-}
-
-impl SimNetwork {
-    /// A door that nobody has come to.
-    pub fn new(oracle: Arc<Oracle>) -> Self {
-        Self { door: Arc::default(), oracle }
-    }
-
-    /// Takes callers in for as long as the process lives.
-    pub async fn listen(self, listener: TcpListener) {
-        while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(self.clone().receive(stream));
-        }
-    }
-
-    async fn receive(self, mut stream: TcpStream) {
-        let mut hello = [0; HELLO_BYTES];
-        // Whoever only probes says nothing, and is kept for as long as it likes.
-        if stream.read_exact(&mut hello).await.is_err() {
-            return;
-        }
-        let generation = Generation(u64::from_le_bytes(std::array::from_fn(|i| hello[i])));
-        let from = Rank(u32::from_le_bytes(std::array::from_fn(|i| hello[9 + i])));
-        if !self.door.lobby().lets_in((generation, hello[8])) {
-            let _ = stream.write_all(&[REFUSED]).await;
-            return;
-        }
-        self.door.lobby().waiting.insert(((generation, hello[8]), from), stream);
-        self.door.arrivals.notify_waiters();
-    }
-
-    /// From now on, callers of older planes are sent away.
-    fn open(&self, plane: PlaneId) -> Result<(), PlaneError> {
-        let mut lobby = self.door.lobby();
-        let (newest, _) = lobby.newest;
-        if plane <= lobby.newest {
-            return Err(PlaneError::OldGeneration { generation: plane.0, newest });
-        }
-        lobby.newest = plane;
-        lobby.waiting.retain(|(of, _), _| *of >= plane);
-        Ok(())
-    }
-
-    async fn called_by(&self, plane: PlaneId, from: Rank) -> io::Result<TcpStream> {
-        let mut stream = loop {
-            let arrived = self.door.arrivals.notified();
-            if let Some(stream) = self.door.lobby().waiting.remove(&(plane, from)) {
-                break stream;
-            }
-            arrived.await;
-        };
-        stream.write_all(&[WELCOME]).await?;
-        Ok(stream)
-    }
-
-    async fn form_all(&self, order: &Order, lane: Lane) -> Result<Vec<Option<TcpStream>>, PlaneError> {
-        let plane = id(order.generation, lane);
-        self.open(plane)?;
-        let own = Rank(order.rank);
-        let streams = (0..).map(Rank).zip(&order.peers).map(|(rank, address)| async move {
-            let lost = |source| PlaneError::PeerLost { rank, source };
-            if rank == own {
-                return Ok(None);
-            }
-            if rank > own {
-                return self.called_by(plane, rank).await.map(Some).map_err(lost);
-            }
-            call(plane, own, address).await.map(Some).map_err(|uncalled| uncalled.blame(rank, plane.0))
-        });
-        try_join_all(streams).await
-    }
-}
-
-/// Why a call came to nothing.
-enum Uncalled {
-    /// Nothing listened there for too long.
-    Unreached(Duration),
-    /// It is past that plane.
-    Refused,
-}
-
-impl Uncalled {
-    fn blame(self, rank: Rank, generation: Generation) -> PlaneError {
-        match self {
-            Self::Unreached(waited) => {
-                let waited_ms = waited.as_millis() as u64;
-                PlaneError::Timeout { waited_ms, ranks: vec![rank], what: "calling it".into() }
-            }
-            Self::Refused => PlaneError::Refused { rank, generation, reason: Refusal::OldGeneration },
-        }
-    }
-}
-
-async fn call(plane: PlaneId, own: Rank, address: &str) -> Result<TcpStream, Uncalled> {
-    let mut reached = Instant::now();
-    loop {
-        if let Ok(Ok(mut stream)) = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
-            let hello = [&plane.0.0.to_le_bytes()[..], &[plane.1], &own.0.to_le_bytes(), &[0; 4]].concat();
-            let answer = async {
-                stream.write_all(&hello).await?;
-                stream.read_u8().await
-            };
-            match timeout(ANSWER_TIMEOUT, answer).await {
-                Ok(Ok(WELCOME)) => return Ok(stream),
-                Ok(Ok(_)) => return Err(Uncalled::Refused),
-                Ok(Err(_)) | Err(_) => reached = Instant::now(),
-            }
-        }
-        if reached.elapsed() >= CONNECT_TIMEOUT {
-            return Err(Uncalled::Unreached(reached.elapsed()));
-        }
-        sleep(RETRY).await;
-    }
-}
-
-impl Network for SimNetwork {
-    fn form<'a>(
-        &'a self,
-        order: &'a Order,
-        lane: Lane,
-        abort: &'a AbortHandle,
-    ) -> BoxFuture<'a, Result<Box<dyn DataPlane>, PlaneError>> {
-        async move {
-            self.oracle.check_members(order.generation, &order.peers);
-            if lane == Lane::Steps && id(order.generation, lane) <= self.door.lobby().newest {
-                self.oracle.note(format!("rank {} takes up generation {} again", order.rank, order.generation));
-            }
-            let formed = tokio::select! {
-                biased;
-                () = abort.aborted() => Err(PlaneError::Aborted),
-                formed = timeout(FORM_TIMEOUT, self.form_all(order, lane)) => formed.unwrap_or_else(|_| {
-                    let (waited_ms, what) = (FORM_TIMEOUT.as_millis() as u64, "forming the plane".into());
-                    Err(PlaneError::Timeout { waited_ms, ranks: Vec::new(), what })
-                }),
-            };
-            let peers = formed?.into_iter().map(|stream| stream.map(Peer::new)).collect();
-            let (rank, generation) = (Rank(order.rank), order.generation);
-            Ok(Box::new(SimPlane { rank, generation, peers, abort: abort.clone() }) as Box<dyn DataPlane>)
-        }
-        .boxed()
-    }
-
-    fn together<'a>(&'a self, main: LocalBoxFuture<'a, ()>, side: BoxFuture<'a, ()>) -> LocalBoxFuture<'a, ()> {
-        join(main, side).map(drop).boxed_local()
-    }
-}
-
-struct Peer {
-    read: OwnedReadHalf,
-    write: OwnedWriteHalf,
-    num_sent: u64,
-    num_received: u64,
-}
-
-impl Peer {
-    fn new(stream: TcpStream) -> Self {
-        let (read, write) = stream.into_split();
-        Self { read, write, num_sent: 0, num_received: 0 }
-    }
-}
 
 /// One generation's connections.
-struct SimPlane {
+pub struct SimPlane {
     rank: Rank,
     generation: Generation,
     peers: Vec<Option<Peer>>,
+    timeout: Duration,
     abort: AbortHandle,
 }
 
-fn header(generation: Generation, sequence: u64, len: usize) -> [u8; 24] {
-    let words = [generation.0, sequence, len as u64].map(u64::to_le_bytes);
-    std::array::from_fn(|i| words[i / 8][i % 8])
+struct Peer {
+    read: Incoming,
+    write: Outgoing,
 }
 
-impl SimPlane {
-    async fn transfer(&mut self, group: &mut [Transfer<'_>]) -> Result<(), PlaneError> {
-        let generation = self.generation;
-        let mut by_peer: Vec<Messages<'_>> = self.peers.iter().map(|_| Default::default()).collect();
-        for transfer in group {
-            let Messages { sends, receives } = &mut by_peer[transfer.peer().index()];
-            match transfer {
-                Transfer::Send { bytes, .. } => sends.push(bytes),
-                Transfer::Recv { bytes, .. } => receives.push(bytes),
-            }
+struct Incoming {
+    stream: Box<dyn AsyncRead + Send + Unpin>,
+    num_received: u64,
+}
+
+struct Outgoing {
+    stream: Box<dyn AsyncWrite + Send + Unpin>,
+    num_sent: u64,
+}
+
+impl Peer {
+    fn new(stream: impl AsyncRead + AsyncWrite + Send + 'static) -> Self {
+        let (read, write) = tokio::io::split(stream);
+        Self {
+            read: Incoming { stream: Box::new(read), num_received: 0 },
+            write: Outgoing { stream: Box::new(write), num_sent: 0 },
         }
-        let ranks = (0..).map(Rank).zip(&mut self.peers).zip(by_peer);
-        let pairs = ranks.filter_map(|((rank, peer), messages)| Some((rank, peer.as_mut()?, messages)));
-        let all = pairs.map(|(rank, peer, Messages { sends, receives })| async move {
-            let Peer { read, write, num_sent, num_received } = peer;
-            let sending = send(write, generation, num_sent, sends);
-            let receiving = receive(read, generation, num_received, receives);
-            let (sent, received) = join(sending, receiving).await;
-            received.map_err(|trouble| trouble.blame(rank))?;
-            sent.map_err(|source| PlaneError::PeerLost { rank, source })
-        });
-        try_join_all(all).await.map(drop)
     }
 }
 
@@ -280,54 +59,83 @@ struct Messages<'a> {
     receives: Vec<&'a mut [u8]>,
 }
 
-enum Trouble {
-    Lost(io::Error),
-    Desynchronised([u8; 24], [u8; 24]),
-}
+impl SimPlane {
+    /// A plane over connections to all other ranks, in rank order, with none at its own place.
+    pub fn new<S: AsyncRead + AsyncWrite + Send + 'static>(
+        rank: Rank,
+        generation: Generation,
+        streams: Vec<Option<S>>,
+        timeout: Duration,
+        abort: AbortHandle,
+    ) -> Self {
+        let peers = streams.into_iter().map(|stream| stream.map(Peer::new)).collect();
+        Self { rank, generation, peers, timeout, abort }
+    }
 
-impl Trouble {
-    fn blame(self, rank: Rank) -> PlaneError {
-        match self {
-            Self::Lost(source) => PlaneError::PeerLost { rank, source },
-            Self::Desynchronised(expected, got) => {
-                let (expected, got) = (format!("{expected:?}"), format!("{got:?}"));
-                PlaneError::Desynchronised { rank, expected, got }
+    /// Carries out the group; whoever it is done with is no longer `pending`.
+    async fn transfer(
+        &mut self,
+        group: &mut [Transfer<'_>],
+        pending: &Mutex<BTreeSet<Rank>>,
+    ) -> Result<(), PlaneError> {
+        let (own, world, generation) = (self.rank, self.peers.len(), self.generation);
+        let mut by_peer: Vec<Messages<'_>> = self.peers.iter().map(|_| Default::default()).collect();
+        for transfer in group {
+            let peer = transfer.peer();
+            if peer == own || peer.index() >= world {
+                return Err(PlaneError::NoSuchPeer { rank: own, world, peer });
+            }
+            let Messages { sends, receives } = &mut by_peer[peer.index()];
+            match transfer {
+                Transfer::Send { bytes, .. } => sends.push(bytes),
+                Transfer::Recv { bytes, .. } => receives.push(bytes),
             }
         }
+        let ranks = (0..).map(Rank).zip(&mut self.peers).zip(by_peer);
+        let pairs = ranks.filter_map(|((rank, peer), messages)| Some((rank, peer.as_mut()?, messages)));
+        let all = pairs.map(|(rank, peer, Messages { sends, receives })| async move {
+            let sending = peer.write.send(own, generation, sends);
+            let receiving = peer.read.receive(rank, generation, receives);
+            let (sent, received) = join(sending, receiving).await;
+            received?;
+            sent.map_err(|source| PlaneError::PeerLost { rank, source })?;
+            pending.lock().unwrap_or_else(PoisonError::into_inner).remove(&rank);
+            Ok(())
+        });
+        try_join_all(all).await.map(drop)
     }
 }
 
-async fn send(
-    write: &mut OwnedWriteHalf,
-    generation: Generation,
-    sequence: &mut u64,
-    messages: Vec<&[u8]>,
-) -> io::Result<()> {
-    let mut bytes = Vec::new();
-    for message in messages {
-        bytes.extend(header(generation, *sequence, message.len()));
-        bytes.extend(message);
-        *sequence += 1;
-    }
-    write.write_all(&bytes).await
-}
-
-async fn receive(
-    read: &mut OwnedReadHalf,
-    generation: Generation,
-    sequence: &mut u64,
-    places: Vec<&mut [u8]>,
-) -> Result<(), Trouble> {
-    for place in places {
-        let (expected, mut got) = (header(generation, *sequence, place.len()), [0; 24]);
-        read.read_exact(&mut got).await.map_err(Trouble::Lost)?;
-        if got != expected {
-            return Err(Trouble::Desynchronised(expected, got));
+impl Outgoing {
+    async fn send(&mut self, own: Rank, generation: Generation, messages: Vec<&[u8]>) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        for message in messages {
+            let (sequence, len_bytes) = (self.num_sent, message.len() as u64);
+            bytes.extend(Frame { from: own, generation, sequence, len_bytes }.encode());
+            bytes.extend(message);
+            self.num_sent += 1;
         }
-        read.read_exact(place).await.map_err(Trouble::Lost)?;
-        *sequence += 1;
+        self.stream.write_all(&bytes).await
     }
-    Ok(())
+}
+
+impl Incoming {
+    async fn receive(&mut self, rank: Rank, generation: Generation, places: Vec<&mut [u8]>) -> Result<(), PlaneError> {
+        let lost = |source| PlaneError::PeerLost { rank, source };
+        for place in places {
+            let (sequence, len_bytes) = (self.num_received, place.len() as u64);
+            let expected = Frame { from: rank, generation, sequence, len_bytes }.encode();
+            let mut got = [0; HEADER_BYTES];
+            self.stream.read_exact(&mut got).await.map_err(lost)?;
+            if got != expected {
+                let (expected, got) = (Frame::describe(&expected), Frame::describe(&got));
+                return Err(PlaneError::Desynchronised { rank, expected, got });
+            }
+            self.stream.read_exact(place).await.map_err(lost)?;
+            self.num_received += 1;
+        }
+        Ok(())
+    }
 }
 
 impl DataPlane for SimPlane {
@@ -345,14 +153,15 @@ impl DataPlane for SimPlane {
 
     fn exchange<'a>(&'a mut self, group: &'a mut [Transfer<'_>]) -> BoxFuture<'a, Result<(), PlaneError>> {
         async move {
-            let ranks: Vec<_> = group.iter().map(Transfer::peer).collect::<BTreeSet<_>>().into_iter().collect();
-            let abort = self.abort.clone();
+            let pending = Mutex::new(group.iter().map(Transfer::peer).collect::<BTreeSet<_>>());
+            let (abort, timeout) = (self.abort.clone(), self.timeout);
             tokio::select! {
                 biased;
                 () = abort.aborted() => Err(PlaneError::Aborted),
-                done = self.transfer(group) => done,
-                () = sleep(EXCHANGE_TIMEOUT) => {
-                    let (waited_ms, what) = (EXCHANGE_TIMEOUT.as_millis() as u64, "exchanging messages".into());
+                done = self.transfer(group, &pending) => done,
+                () = sleep(timeout) => {
+                    let ranks = pending.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
+                    let (waited_ms, what) = (timeout.as_millis() as u64, "exchanging messages".into());
                     Err(PlaneError::Timeout { waited_ms, ranks, what })
                 }
             }

@@ -30,8 +30,8 @@ use turmoil::net::TcpListener;
 use crate::{
     arithmetic::SimArithmetic,
     net::{SimOutside, connect, incoming},
+    network::SimNetwork,
     oracle::Oracle,
-    plane::SimNetwork,
     scenario::Node,
 };
 

@@ -3,22 +3,26 @@
 use polo_recipe::ids::{Generation, Rank};
 
 /// Length of a header in bytes.
-pub(super) const HEADER_BYTES: usize = 32;
+pub const HEADER_BYTES: usize = 32;
 
 const MAGIC: [u8; 4] = *b"polo";
 
 /// A message between two ranks. Little-endian on the wire: magic, sender (u32), generation, sequence, length (u64).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Frame {
-    pub(super) from: Rank,
-    pub(super) generation: Generation,
+pub struct Frame {
+    /// The sender.
+    pub from: Rank,
+    /// The plane's.
+    pub generation: Generation,
     /// Counts the messages from the sender to the receiver.
-    pub(super) sequence: u64,
-    pub(super) len_bytes: u64,
+    pub sequence: u64,
+    /// Of the message that follows.
+    pub len_bytes: u64,
 }
 
 impl Frame {
-    pub(super) fn encode(&self) -> [u8; HEADER_BYTES] {
+    /// The header.
+    pub fn encode(&self) -> [u8; HEADER_BYTES] {
         let mut header = [0; HEADER_BYTES];
         header[..4].copy_from_slice(&MAGIC);
         header[4..8].copy_from_slice(&self.from.0.to_le_bytes());
@@ -29,7 +33,7 @@ impl Frame {
     }
 
     /// What the header says, for an error's text.
-    pub(super) fn describe(header: &[u8; HEADER_BYTES]) -> String {
+    pub fn describe(header: &[u8; HEADER_BYTES]) -> String {
         let word = |at: usize| header[at..at + 8].iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
         if header[..4] != MAGIC {
             return "bytes that are no message header".into();

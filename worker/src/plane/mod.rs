@@ -6,7 +6,7 @@
 
 mod dial;
 mod error;
-mod frame;
+pub mod frame;
 pub mod gather;
 mod handshake;
 mod listener;

@@ -48,6 +48,11 @@ pub fn abort_handle() -> AbortHandle {
     AbortHandle::new().expect("a file descriptor")
 }
 
+/// Waits for what a plane does.
+pub fn block_on<T>(future: impl Future<Output = T>) -> T {
+    futures::executor::block_on(future)
+}
+
 /// Runs `work` on a thread for each plane, and returns the results in rank order.
 pub fn on_all<P: Send, T: Send>(planes: Vec<P>, work: impl Fn(P) -> T + Sync) -> Vec<T> {
     thread::scope(|scope| {
