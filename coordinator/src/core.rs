@@ -1,6 +1,6 @@
 //! The thin shell around the machine: it feeds events in one at a time and carries out what comes back.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use polo_proto::v1;
 use polo_recipe::{ids::Step, layout::Layout, plan::Plan};
@@ -72,7 +72,7 @@ pub(crate) struct Core {
     pub state: State,
     pub journal: Journal,
     pub progress: Progress,
-    pub sessions: HashMap<(WorkerId, u64), mpsc::Sender<Tell>>,
+    pub sessions: BTreeMap<(WorkerId, u64), mpsc::Sender<Tell>>,
     pub inbound: mpsc::Sender<Inbound>,
     pub status: watch::Sender<v1::Status>,
     pub news: mpsc::UnboundedSender<News>,

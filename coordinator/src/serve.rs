@@ -1,6 +1,6 @@
 //! Opens a run and serves it until it ends.
 
-use std::{collections::HashMap, net::SocketAddr, num::NonZeroUsize, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroUsize, sync::Arc, time::Duration};
 
 use polo_proto::v1::{control_server::ControlServer, coordination_server::CoordinationServer};
 use polo_recipe::{
@@ -121,7 +121,7 @@ impl Run {
             state,
             journal,
             progress,
-            sessions: HashMap::new(),
+            sessions: BTreeMap::new(),
             inbound: sender,
             status,
             news,

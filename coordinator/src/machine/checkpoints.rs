@@ -141,10 +141,11 @@ impl State {
     }
 
     pub(super) fn damaged(&mut self, now: NowMs, generation: Generation, step: Step, problem: String) -> Vec<Action> {
-        if self.checkpoints.stored.remove(&step).is_none() {
-            return Vec::new();
+        let mut actions = Vec::new();
+        if self.checkpoints.stored.remove(&step).is_some() {
+            actions.push(Action::Announce(Notice::CheckpointSkipped(step, problem.clone())));
         }
-        let mut actions = vec![Action::Announce(Notice::CheckpointSkipped(step, problem.clone()))];
+        // The generation before may have told of it already, when this one had been sent to the same checkpoint.
         if generation == self.announced && !self.broken {
             let cause = LossCause::CheckpointDamaged(step, problem.clone());
             actions.push(self.note_incident(now, now, None, cause));

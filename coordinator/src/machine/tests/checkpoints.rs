@@ -34,6 +34,24 @@ fn a_damaged_checkpoint_gives_way_to_the_one_before() {
     assert_eq!(offered.collect::<Vec<_>>(), [(Generation(8), Some(Step(8))), (Generation(9), Some(Step(4)))]);
 }
 
+#[test]
+fn a_damaged_checkpoint_that_is_known_to_be_so_still_ends_a_generation_that_was_sent_to_it() {
+    let mut scene = Scene::new(&[4, 8]);
+    scene.join(&["a", "b", "c", "d"]);
+    assert_eq!(scene.state.generation(), Generation(9));
+    let damaged = |generation| Said::CheckpointDamaged {
+        generation: Generation(generation),
+        step: Step(8),
+        problem: "chunk 3".into(),
+    };
+    scene.says("b", damaged(8));
+    assert_eq!(scene.state.generation(), Generation(9), "the report of the one before says nothing of this one");
+    scene.says("a", damaged(9)).says("b", damaged(9));
+    assert_eq!((scene.state.generation(), scene.state.newest_checkpoint()), (Generation(10), Some(Step(4))));
+    let num_skipped = scene.notices().iter().filter(|n| matches!(n, Notice::CheckpointSkipped(..))).count();
+    assert_eq!(num_skipped, 1);
+}
+
 fn held(stored: &[(u32, u8)], witnessed: &[(u32, u8)]) -> Said {
     let digests = |chunks: &[(u32, u8)]| chunks.iter().map(|(chunk, byte)| (*chunk, [*byte; 32])).collect();
     let (chunks, witnessed) = (digests(stored), digests(witnessed));
