@@ -31,11 +31,9 @@ mod worlds {
     pub fn simulated(world: usize, timeout: Duration) -> Vec<Box<dyn DataPlane>> {
         let mut streams: Vec<Vec<Option<DuplexStream>>> =
             (0..world).map(|_| (0..world).map(|_| None).collect()).collect();
-        for low in 0..world {
-            for high in low + 1..world {
-                let (one, other) = duplex(BUFFER_BYTES);
-                (streams[low][high], streams[high][low]) = (Some(one), Some(other));
-            }
+        for (low, high) in (0..world).flat_map(|low| (low + 1..world).map(move |high| (low, high))) {
+            let (one, other) = duplex(BUFFER_BYTES);
+            (streams[low][high], streams[high][low]) = (Some(one), Some(other));
         }
         let plane = |(rank, streams)| {
             let abort = AbortHandle::new().expect("a file descriptor");
