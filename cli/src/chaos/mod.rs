@@ -89,7 +89,7 @@ pub enum Error {
     Spawn { program: PathBuf, source: io::Error },
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("networks cannot be cut: {0}")]
+    #[error("networks cannot be cut: {0}; choose other --kinds")]
     NoNetworks(String),
     #[error("no port could be had for the coordinator: {0}")]
     NoPort(io::Error),

@@ -83,7 +83,7 @@ fn obstacle(recipe: &Recipe) -> Option<String> {
     if let Some(url) = sources.iter().find(|url| url.contains("://") && !url.starts_with("file://")) {
         return Some(format!("{url} cannot be reached from a network namespace"));
     }
-    let trial = format!("{SET_UP} && ip link add one type veth peer name other");
+    let trial = format!("{SET_UP} && ip link add one type veth peer name other && nsenter --version >&2");
     let tried = std::process::Command::new("unshare").args(MOVE).args(["sh", "-c", &trial]).output();
     match tried {
         Ok(output) if output.status.success() => None,
