@@ -53,17 +53,27 @@ def cost_of_kill(rows, killed_at, world):
     }
 
 
-def samples_kept(rows, begin, end):
-    """Samples trained between two moments that are in the state at the end: a step that was done again counts once, one
-    that was rolled back and not done again does not count."""
+def samples_in_state(rows, moment):
+    """Samples in the state of that moment: a step that was done again counts once, one that was rolled back and not done
+    again does not count."""
     lineage = []
     for row in rows:
-        if row.t > end:
+        if row.t > moment:
             break
         while lineage and lineage[-1].step >= row.step:
             lineage.pop()
         lineage.append(row)
-    return sum(row.samples for row in lineage if row.t > begin)
+    return sum(row.samples for row in lineage)
+
+
+def share_kept(rows, moments):
+    """What a job gained in every other stretch between these moments, beginning with the second, as a share of what it
+    gained in those before them; None if it gained nothing there."""
+    in_state = [samples_in_state(rows, moment) for moment in moments]
+    gained = [after - before for before, after in zip(in_state, in_state[1:])]
+    undisturbed, killed = gained[0::2], gained[1::2]
+    share = sum(killed) / sum(undisturbed) if sum(undisturbed) else None
+    return {"undisturbed": undisturbed, "killed": killed, "share": share}
 
 
 def spread(values):

@@ -2,7 +2,7 @@
 
 import unittest
 
-from elastic_figures import Row, cost_of_kill, is_whole, merged, samples_kept, spread, step_seconds
+from elastic_figures import Row, cost_of_kill, is_whole, merged, samples_in_state, share_kept, spread, step_seconds
 
 WORLD = 3
 
@@ -37,20 +37,34 @@ class CostOfKill(unittest.TestCase):
 
 
 class Samples(unittest.TestCase):
-    def test_only_steps_between_the_moments_count(self):
-        self.assertEqual(samples_kept(steps(1, 10, 10, 1), begin=12, end=15), 3 * 6)
+    def test_only_steps_before_the_moment_count(self):
+        self.assertEqual(samples_in_state(steps(1, 10, 10, 1), 15), 6 * 6)
 
     def test_a_step_done_again_counts_once(self):
         rows = steps(1, 7, 10, 0) + steps(6, 8, 20, 1)
-        self.assertEqual(samples_kept(rows, begin=0, end=99), 8 * 6)
+        self.assertEqual(samples_in_state(rows, 99), 8 * 6)
 
     def test_work_that_was_rolled_back_and_not_done_again_does_not_count(self):
         rows = steps(1, 7, 10, 0) + steps(3, 3, 20, 1)
-        self.assertEqual(samples_kept(rows, begin=0, end=99), 3 * 6)
+        self.assertEqual(samples_in_state(rows, 99), 3 * 6)
 
     def test_a_step_of_fewer_workers_counts_for_what_it_trained(self):
         rows = steps(1, 2, 10, 1) + steps(3, 3, 13, 2, 2, samples=4)
-        self.assertEqual(samples_kept(rows, begin=0, end=99), 16)
+        self.assertEqual(samples_in_state(rows, 99), 16)
+
+
+class ShareKept(unittest.TestCase):
+    def test_every_other_stretch_is_one_with_a_kill(self):
+        rows = steps(1, 10, 10.5, 1) + steps(11, 14, 26.5, 2) + steps(15, 24, 30.5, 2) + steps(25, 30, 44.5, 3)
+        kept = share_kept(rows, [10, 20, 30, 40, 50])
+        self.assertEqual(kept, {"undisturbed": [60, 60], "killed": [24, 36], "share": 0.5})
+
+    def test_what_a_kill_makes_a_job_do_again_is_lost_in_its_own_stretch(self):
+        rows = steps(1, 10, 10.5, 0) + steps(6, 15, 20.5, 1)
+        self.assertEqual(share_kept(rows, [10, 20, 30])["share"], 0.5)
+
+    def test_a_job_that_never_trained_has_no_share(self):
+        self.assertIsNone(share_kept([], [10, 20, 30])["share"])
 
 
 class Rows(unittest.TestCase):
