@@ -15,11 +15,12 @@ use object_store::{
 };
 use polo_store::{checkpoint::Manifest, corpus::CorpusManifest};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
+use tokio::time::Instant;
 
 use crate::oracle::Oracle;
 
-/// Tries of the view that retries.
-const MOST_TRIES: usize = 12;
+/// How long the view that retries does so: no shorter than a real store's client, and longer than any trouble here.
+const RETRY_LIMIT: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_millis(250);
 
 struct Inner {
@@ -112,7 +113,7 @@ impl SimStore {
 
     /// One request, or several of them for the view that retries.
     async fn perform<T, F: Future<Output = Result<T>>>(&self, request: impl Fn() -> F) -> Result<T> {
-        let mut num_tries = 0;
+        let start = Instant::now();
         loop {
             let failure = match self.luck().await {
                 Luck::Well => return request().await,
@@ -122,8 +123,7 @@ impl SimStore {
                     trouble()
                 }
             };
-            num_tries += 1;
-            if !self.retries || num_tries == MOST_TRIES {
+            if !self.retries || start.elapsed() > RETRY_LIMIT {
                 return Err(failure);
             }
             tokio::time::sleep(RETRY).await;

@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{Error as ObjectError, ObjectStore, ObjectStoreExt, PutMode, PutPayload, WriteMultipart};
+use tokio::time::Instant;
 
 use crate::address::{RETRY_LIMIT, connect, join_url};
 use crate::create_only::{Attempt, Backoff, create_only};
