@@ -139,6 +139,11 @@ pub struct Batch {
     /// Samples computed at once within a slot; divides `samples_per_step / slots`. Default 1.
     #[serde(default = "one")]
     pub micro_batch: usize,
+    /// Whether a token attends only to its own document, where a sample holds several; positions then begin anew with
+    /// each document. Default false: a sample is read as one text.
+    // Left out where it is the default, so that it changes no identity from before there was a choice.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub document_mask: bool,
 }
 
 impl Batch {

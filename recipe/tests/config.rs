@@ -115,6 +115,7 @@ fn the_identity_covers_what_decides_the_numbers_and_nothing_else() {
         "batch.seq_len=8",
         "batch.slots=3",
         "batch.micro_batch=2",
+        "batch.document_mask=true",
         "optimizer.weight_decay=0",
         "stages.0.steps=6",
         "stages.0.schedule.floor=0.5",

@@ -2,8 +2,10 @@
 //
 // A row of qkv holds one token's query heads, then its key heads, then its value heads. For each query head, QUERIES
 // rows at a time meet all keys up to the last of them: their scores fit the cache, the upper triangle is skipped, and
-// nothing is copied, transposed or repeated for the group. Units of one sample and one key head write apart from each
-// other, so they may run in any thread; within a unit the order is fixed.
+// nothing is copied, transposed or repeated for the group. Rows attend within their span alone, a sample or a document of
+// one; spans lie one after another. Units of one span and one key head write apart from each other, so they may run in any
+// thread; within a unit the order is fixed.
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <memory>
@@ -38,7 +40,7 @@ void multiply(float* out, int64_t out_stride, int64_t rows, int64_t columns, int
 }
 
 struct Shape {
-  int64_t sequence, heads, kv_heads, dim;
+  int64_t heads, kv_heads, dim;
   int64_t row() const { return (heads + 2 * kv_heads) * dim; }
   int64_t out_row() const { return heads * dim; }
   int64_t group() const { return heads / kv_heads; }
@@ -47,11 +49,24 @@ struct Shape {
   float scale() const { return 1.0f / std::sqrt(static_cast<float>(dim)); }
 };
 
-// Scores of one block of queries, on a cache line's boundary like every tensor.
+// Where each span begins, in rows, and after the last one its end.
+struct Spans {
+  const int64_t* bounds;
+  int64_t count;
+  int64_t rows() const { return bounds[count]; }
+  int64_t length(int64_t span) const { return bounds[span + 1] - bounds[span]; }
+  int64_t longest() const {
+    int64_t most = 0;
+    for (int64_t span = 0; span < count; span++) most = std::max(most, length(span));
+    return most;
+  }
+};
+
+// Scores of one block of queries against so many keys, on a cache line's boundary like every tensor.
 struct Scratch {
   std::unique_ptr<float, void (*)(void*)> memory;
-  explicit Scratch(int64_t sequence)
-      : memory(static_cast<float*>(std::aligned_alloc(64, QUERIES * ((sequence + 15) / 16 * 16) * sizeof(float))),
+  explicit Scratch(int64_t keys)
+      : memory(static_cast<float*>(std::aligned_alloc(64, QUERIES * ((keys + 15) / 16 * 16) * sizeof(float))),
                std::free) {
     if (!memory) throw std::bad_alloc();
   }
@@ -109,11 +124,11 @@ POLO_KERNEL void softmax_backward(float* scores, float* grads, int64_t rows, int
   }
 }
 
-void forward_head(const float* queries, const float* keys, const float* values, const Shape& shape, float* scores,
-                  float* out, float* log_sum_exp) {
+void forward_head(const float* queries, const float* keys, const float* values, const Shape& shape, int64_t length,
+                  float* scores, float* out, float* log_sum_exp) {
   float inverse_sums[QUERIES];
-  for (int64_t first = 0; first < shape.sequence; first += QUERIES) {
-    const int64_t rows = std::min(QUERIES, shape.sequence - first), seen = first + rows, dim = shape.dim;
+  for (int64_t first = 0; first < length; first += QUERIES) {
+    const int64_t rows = std::min(QUERIES, length - first), seen = first + rows, dim = shape.dim;
     const Matrix block{queries + first * shape.row(), shape.row()};
     float* to = out + first * shape.out_row();
     multiply(scores, seen, rows, seen, dim, shape.scale(), block, {keys, shape.row(), true}, 0);
@@ -129,9 +144,9 @@ struct Head {
   float *queries_grad, *keys_grad, *values_grad;
 };
 
-void backward_head(const Head& head, const Shape& shape, float* scores, float* grads) {
-  for (int64_t first = 0; first < shape.sequence; first += QUERIES) {
-    const int64_t rows = std::min(QUERIES, shape.sequence - first), seen = first + rows, dim = shape.dim;
+void backward_head(const Head& head, const Shape& shape, int64_t length, float* scores, float* grads) {
+  for (int64_t first = 0; first < length; first += QUERIES) {
+    const int64_t rows = std::min(QUERIES, length - first), seen = first + rows, dim = shape.dim;
     const int64_t row = shape.row(), out_row = shape.out_row();
     const Matrix queries{head.queries + first * row, row}, out_grad{head.out_grad + first * out_row, out_row};
     multiply(scores, seen, rows, seen, dim, shape.scale(), queries, {head.keys, row, true}, 0);
@@ -148,34 +163,35 @@ void backward_head(const Head& head, const Shape& shape, float* scores, float* g
 
 extern "C" {
 
-// qkv [batch * sequence, row] -> out [batch * sequence, heads * dim] and log_sum_exp [batch, heads, sequence].
-void polo_attention(const float* qkv, int64_t batch, int64_t sequence, int64_t heads, int64_t kv_heads, int64_t dim,
-                    float* out, float* log_sum_exp) {
-  const Shape shape{sequence, heads, kv_heads, dim};
-  const auto scratch = [&] { return Scratch(sequence); };
-  in_parallel(batch * heads, scratch, [&](int64_t unit, const Scratch& scores) {
-    const int64_t sample = unit / heads, head = unit % heads;
-    const float* row = qkv + sample * sequence * shape.row();
-    float* to = out + sample * sequence * shape.out_row() + head * dim;
-    forward_head(row + head * dim, row + shape.keys_at(head), row + shape.values_at(head), shape, scores.get(), to,
-                 log_sum_exp + unit * sequence);
+// qkv [rows, row] -> out [rows, heads * dim] and log_sum_exp [heads, rows].
+void polo_attention(const float* qkv, const int64_t* bounds, int64_t num_spans, int64_t heads, int64_t kv_heads,
+                    int64_t dim, float* out, float* log_sum_exp) {
+  const Shape shape{heads, kv_heads, dim};
+  const Spans spans{bounds, num_spans};
+  const auto scratch = [&] { return Scratch(spans.longest()); };
+  in_parallel(num_spans * heads, scratch, [&](int64_t unit, const Scratch& scores) {
+    const int64_t span = unit / heads, head = unit % heads, first = bounds[span];
+    const float* row = qkv + first * shape.row();
+    forward_head(row + head * dim, row + shape.keys_at(head), row + shape.values_at(head), shape, spans.length(span),
+                 scores.get(), out + first * shape.out_row() + head * dim, log_sum_exp + head * spans.rows() + first);
   });
 }
 
 // Fills qkv_grad, whose keys and values must come as zeros; out and log_sum_exp are the forward's.
 void polo_attention_backward(const float* qkv, const float* out, const float* log_sum_exp, const float* out_grad,
-                             int64_t batch, int64_t sequence, int64_t heads, int64_t kv_heads, int64_t dim,
+                             const int64_t* bounds, int64_t num_spans, int64_t heads, int64_t kv_heads, int64_t dim,
                              float* qkv_grad) {
-  const Shape shape{sequence, heads, kv_heads, dim};
-  const auto scratch = [&] { return std::make_pair(Scratch(sequence), Scratch(sequence)); };
-  in_parallel(batch * kv_heads, scratch, [&](int64_t unit, const std::pair<Scratch, Scratch>& scores_and_grads) {
-    const int64_t sample = unit / kv_heads, first_head = unit % kv_heads * shape.group();
+  const Shape shape{heads, kv_heads, dim};
+  const Spans spans{bounds, num_spans};
+  const auto scratch = [&] { return std::make_pair(Scratch(spans.longest()), Scratch(spans.longest())); };
+  in_parallel(num_spans * kv_heads, scratch, [&](int64_t unit, const std::pair<Scratch, Scratch>& scores_and_grads) {
+    const int64_t span = unit / kv_heads, first_head = unit % kv_heads * shape.group(), first = bounds[span];
     for (int64_t head = first_head; head < first_head + shape.group(); head++) {
-      const int64_t row = sample * sequence * shape.row(), out_at = sample * sequence * shape.out_row() + head * dim;
+      const int64_t row = first * shape.row(), out_at = first * shape.out_row() + head * dim;
       const int64_t q = row + head * dim, k = row + shape.keys_at(head), v = row + shape.values_at(head);
       backward_head({qkv + q, qkv + k, qkv + v, out + out_at, out_grad + out_at,
-                     log_sum_exp + (sample * heads + head) * sequence, qkv_grad + q, qkv_grad + k, qkv_grad + v},
-                    shape, scores_and_grads.first.get(), scores_and_grads.second.get());
+                     log_sum_exp + head * spans.rows() + first, qkv_grad + q, qkv_grad + k, qkv_grad + v},
+                    shape, spans.length(span), scores_and_grads.first.get(), scores_and_grads.second.get());
     }
   });
 }

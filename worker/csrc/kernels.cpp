@@ -140,13 +140,13 @@ void polo_rms_norm_backward(const float* x, const float* weight, const float* in
   add_shares(weight_grad, shares, rows, width);
 }
 
-// Rotates the first `heads` heads of each row, half against half, by the angles of the row's position in its sequence;
-// direction -1 undoes it, which is also its backward. cosine and sine are [sequence, half].
-void polo_rotate(float* rows_of_heads, int64_t rows, int64_t stride, int64_t sequence, int64_t heads, int64_t half,
-                 const float* cosine, const float* sine, float direction) {
+// Rotates the first `heads` heads of each row, half against half, by the angles of the row's position; direction -1
+// undoes it, which is also its backward. cosine and sine are [positions, half].
+void polo_rotate(float* rows_of_heads, int64_t rows, int64_t stride, const int64_t* positions, int64_t heads,
+                 int64_t half, const float* cosine, const float* sine, float direction) {
   blocks_in_parallel(rows, [&](int64_t first, int64_t count) {
     for (int64_t row = first; row < first + count; row++) {
-      const int64_t at = row % sequence * half;
+      const int64_t at = positions[row] * half;
       rotate(rows_of_heads + row * stride, heads, half, cosine + at, sine + at, direction);
     }
   });

@@ -63,7 +63,7 @@ struct Training {
 
 impl Training {
     fn new(config: &Qwen2Config, recompute: bool) -> Result<Self> {
-        let model = Model::new(config, ModelOptions { recompute })?;
+        let model = Model::new(config, ModelOptions { recompute, ..Default::default() })?;
         let zeros = || Flat::zeros(model.layout().num_params);
         let (mut params, grads, exp_avg, exp_avg_sq) = (zeros(), zeros(), zeros(), zeros());
         initialize(params.as_mut_slice(), model.layout(), config.initializer_range, 0);

@@ -215,6 +215,11 @@ fn hello(args: &Args, recipe: &Recipe, corpus: &Corpus, listener: &Listener) -> 
     }
 }
 
+fn model_options(recipe: &Recipe, corpus: &Corpus) -> ModelOptions {
+    let document_end = recipe.batch.document_mask.then(|| i64::from(corpus.manifest().eos_id));
+    ModelOptions { recompute: recipe.model.recompute, document_end }
+}
+
 /// What the torch thread makes its trainer with: tensors stay on the thread where they were made.
 fn trainer(
     recipe: &Recipe,
@@ -226,7 +231,7 @@ fn trainer(
     let source_numbers = plan.sources().iter().map(|name| corpus.source_number(name)).collect::<Result<_, _>>()?;
     let layout = Arc::new(Layout::qwen2(&recipe.model.qwen2));
     let arithmetic = TorchArithmetic {
-        model: Model::new(&recipe.model.qwen2, ModelOptions { recompute: recipe.model.recompute })?,
+        model: Model::new(&recipe.model.qwen2, model_options(recipe, &corpus))?,
         layout: layout.clone(),
         plan: plan.clone(),
         batch: recipe.batch.clone(),

@@ -36,7 +36,7 @@ impl Case {
     }
 
     fn model(&self, recompute: bool) -> Model {
-        Model::new(&self.config, ModelOptions { recompute }).expect("model")
+        Model::new(&self.config, ModelOptions { recompute, document_end: None }).expect("model")
     }
 
     fn params(&self, model: &Model) -> Tensor {
@@ -117,6 +117,76 @@ fn recomputing_layers_changes_no_bit() {
         assert_eq!(kept_losses, redone_losses, "{name}");
         assert_eq!(bits(&kept), bits(&redone), "{name}");
     }
+}
+
+/// Two samples of several documents each, whose last token is 96; nothing else is.
+const DOCUMENT_END: i64 = 96;
+const PACKED: [[i64; 12]; 2] =
+    [[5, 17, 80, DOCUMENT_END, 3, 3, 41, 66, 12, DOCUMENT_END, 9, 30], [2, DOCUMENT_END, 8, 7, 6, 5, 4, 3, 2, 1, 0, 11]];
+
+struct Masked {
+    case: Case,
+    model: Model,
+    params: Tensor,
+}
+
+impl Masked {
+    fn new() -> Self {
+        let case = Case::load("tied_kv1");
+        let options = ModelOptions { document_end: Some(DOCUMENT_END), ..Default::default() };
+        let model = Model::new(&case.config, options).expect("model");
+        let params = case.params(&model);
+        Self { case, model, params }
+    }
+
+    fn logits(&self, inputs: &[i64]) -> Tensor {
+        let inputs = Tensor::from_slice(inputs).unsqueeze(0);
+        self.model.logits(&self.params, &inputs).expect("logits").squeeze_dim(0)
+    }
+
+    fn losses_and_grads(&self, samples: &[&[i64]]) -> (f64, Tensor) {
+        let grads = self.params.zeros_like();
+        let sample_loss = |sample: &&[i64]| {
+            let tokens = Tensor::from_slice(sample).unsqueeze(0);
+            let losses = self.model.loss_and_grad(&self.params, &grads, &tokens, 1.0, &|| false).expect("gradients");
+            losses.iter().sum::<f64>()
+        };
+        (samples.iter().map(sample_loss).sum(), grads)
+    }
+}
+
+#[test]
+fn a_document_does_not_see_its_neighbours() {
+    let masked = Masked::new();
+    let document = |sample: &[i64]| masked.logits(sample).narrow(0, 4, 6).contiguous();
+    let here = document(&PACKED[0]);
+    let mut others = PACKED[0];
+    (others[..3].fill(77), others[10..].fill(78));
+    assert_eq!(bits(&here.view(-1)), bits(&document(&others).view(-1)));
+    others[3] = 77; // what was before has no end now, so it is the same document
+    assert_ne!(bits(&here.view(-1)), bits(&document(&others).view(-1)));
+    assert_close("alone", &masked.logits(&PACKED[0][4..10]), &here);
+}
+
+#[test]
+fn masked_samples_have_the_losses_and_gradients_of_their_documents_alone() {
+    let masked = Masked::new();
+    // The last token of a document has the next one's first token as its target, in a sample as alone.
+    for (sample, cuts) in [(&PACKED[0], vec![0, 4, 10, 11]), (&PACKED[1], vec![0, 2, 11])] {
+        let alone: Vec<_> = cuts.windows(2).map(|cut| &sample[cut[0]..=cut[1]]).collect();
+        let ((packed_loss, packed), (loss, grads)) =
+            (masked.losses_and_grads(&[sample]), masked.losses_and_grads(&alone));
+        assert!((packed_loss - loss).abs() <= TOLERANCE * loss, "{packed_loss} and {loss}");
+        assert_close("gradients", &packed, &grads);
+    }
+}
+
+#[test]
+fn a_mask_without_documents_ends_changes_no_bit() {
+    let masked = Masked::new();
+    let sample = PACKED[1].map(|id| id.min(DOCUMENT_END - 1));
+    let without = masked.case.model(false).logits(&masked.params, &Tensor::from_slice(&sample).unsqueeze(0));
+    assert_eq!(bits(&masked.logits(&sample).reshape(-1)), bits(&without.expect("logits").reshape(-1)));
 }
 
 #[test]

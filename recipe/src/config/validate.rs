@@ -60,7 +60,7 @@ impl Recipe {
     }
 
     fn validate_batch(&self) -> Checked {
-        let Batch { seq_len, samples_per_step, slots, micro_batch } = self.batch;
+        let Batch { seq_len, samples_per_step, slots, micro_batch, document_mask: _ } = self.batch;
         above_zero("batch.seq_len", seq_len as u64)?;
         above_zero("batch.samples_per_step", samples_per_step as u64)?;
         above_zero("batch.slots", slots as u64)?;

@@ -4,7 +4,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::ModelError;
+use super::{ModelError, rope::RopeTables, spans::Spans};
 
 type Result<T = ()> = std::result::Result<T, ModelError>;
 
@@ -24,7 +24,7 @@ unsafe extern "C" {
         rows_of_heads: *mut f32,
         rows: i64,
         stride: i64,
-        sequence: i64,
+        positions: *const i64,
         heads: i64,
         half: i64,
         cosine: *const f32,
@@ -33,8 +33,8 @@ unsafe extern "C" {
     );
     fn polo_attention(
         qkv: *const f32,
-        batch: i64,
-        sequence: i64,
+        bounds: *const i64,
+        num_spans: i64,
         heads: i64,
         kv_heads: i64,
         dim: i64,
@@ -46,8 +46,8 @@ unsafe extern "C" {
         out: *const f32,
         log_sum_exp: *const f32,
         out_grad: *const f32,
-        batch: i64,
-        sequence: i64,
+        bounds: *const i64,
+        num_spans: i64,
         heads: i64,
         kv_heads: i64,
         dim: i64,
@@ -123,20 +123,26 @@ pub enum Turn {
     Backward,
 }
 
-/// Rotary embedding in place on the first `heads` heads of each row of `rows_of_heads` `[batch * sequence, stride]`;
-/// `cosine` and `sine` are `[sequence, head_dim / 2]`.
-pub fn rotate(rows_of_heads: &Tensor, heads: i64, cosine: &Tensor, sine: &Tensor, turn: Turn) -> Result {
-    let ((rows, stride), (sequence, half)) = (rows_of_heads.size2()?, cosine.size2()?);
+/// Rotary embedding in place on the first `heads` heads of each row of `rows_of_heads` `[rows, stride]`, each by the
+/// angles of its position in its span; `rope` has to reach as far as the longest span.
+pub fn rotate(rows_of_heads: &Tensor, heads: i64, rope: &RopeTables, spans: &Spans, turn: Turn) -> Result {
+    let (stride, (num_positions, half)) = (rows_of_heads.size2()?.1, rope.cosine.size2()?);
     let direction = if turn == Turn::Forward { 1.0 } else { -1.0 };
-    let data = floats("rows_of_heads", rows_of_heads, &[rows, stride])?;
-    let cosine = floats("cosine", cosine, &[sequence, half])?;
-    let sine = floats("sine", sine, &[sequence, half])?;
+    let data = floats("rows_of_heads", rows_of_heads, &[spans.num_rows(), stride])?;
+    let cosine = floats("cosine", &rope.cosine, &[num_positions, half])?;
+    let sine = floats("sine", &rope.sine, &[num_positions, half])?;
     if heads * half * 2 > stride {
         let wanted = format!("at least {heads} heads of {} a row", half * 2);
         return Err(ModelError::Tensor { name: "rows_of_heads", wanted, found: format!("{stride} a row") });
     }
-    // SAFETY: three live buffers of the sizes checked above, and the heads lie within a row.
-    unsafe { polo_rotate(data, rows, stride, sequence, heads, half, cosine, sine, direction) };
+    if spans.longest() > num_positions {
+        let wanted = format!("{} positions", spans.longest());
+        return Err(ModelError::Tensor { name: "cosine", wanted, found: num_positions.to_string() });
+    }
+    let (rows, positions) = (spans.num_rows(), spans.positions().as_ptr());
+    // SAFETY: four live buffers of the sizes checked above, the heads lie within a row, and each of the `rows` positions
+    // lies in the tables.
+    unsafe { polo_rotate(data, rows, stride, positions, heads, half, cosine, sine, direction) };
     Ok(())
 }
 
@@ -159,22 +165,23 @@ impl Heads {
 
 /// Output of [`attention`].
 pub struct Attended {
-    /// `[batch * sequence, query * dim]`
+    /// `[rows, query * dim]`
     pub out: Tensor,
-    /// Logarithm of the sum of each query's exponentiated scores, `[batch, query, sequence]`.
+    /// Logarithm of the sum of each query's exponentiated scores, `[query, rows]`.
     log_sum_exp: Tensor,
 }
 
-/// Causal softmax attention with scale `dim^-1/2` on rotated `qkv` `[batch * sequence, (query + 2 kv) * dim]`.
-pub fn attention(qkv: &Tensor, batch: i64, heads: Heads) -> Result<Attended> {
-    let (rows, options) = (qkv.size2()?.0, (Kind::Float, qkv.device()));
-    let (sequence, width) = (rows / batch, heads.query * heads.dim);
-    let out = Tensor::f_empty([rows, width], options)?;
-    let log_sum_exp = Tensor::f_empty([batch, heads.query, sequence], options)?;
-    let from = floats("qkv", qkv, &[batch * sequence, heads.row()])?;
-    let (to, sums) = (floats("out", &out, &[rows, width])?, log_sum_exp.data_ptr().cast());
-    // SAFETY: three live buffers of the sizes checked above; `heads.kv` divides `heads.query` (Model::new).
-    unsafe { polo_attention(from, batch, sequence, heads.query, heads.kv, heads.dim, to, sums) };
+/// Causal softmax attention with scale `dim^-1/2` within each span of rotated `qkv` `[rows, (query + 2 kv) * dim]`.
+pub fn attention(qkv: &Tensor, spans: &Spans, heads: Heads) -> Result<Attended> {
+    let (rows, options) = (spans.num_rows(), (Kind::Float, qkv.device()));
+    let out = Tensor::f_empty([rows, heads.query * heads.dim], options)?;
+    let log_sum_exp = Tensor::f_empty([heads.query, rows], options)?;
+    let from = floats("qkv", qkv, &[rows, heads.row()])?;
+    let (to, sums) = (out.data_ptr().cast(), log_sum_exp.data_ptr().cast());
+    let (bounds, num_spans) = spans.raw();
+    // SAFETY: four live buffers, the tensors of the sizes checked above with a row for each of the spans', and
+    // `heads.kv` divides `heads.query` (Model::new).
+    unsafe { polo_attention(from, bounds, num_spans, heads.query, heads.kv, heads.dim, to, sums) };
     Ok(Attended { out, log_sum_exp })
 }
 
@@ -183,19 +190,21 @@ pub fn attention_backward(
     out_grad: &Tensor,
     qkv: &Tensor,
     attended: &Attended,
-    batch: i64,
+    spans: &Spans,
     heads: Heads,
 ) -> Result<Tensor> {
-    let (rows, width) = attended.out.size2()?;
+    let (rows, width) = (spans.num_rows(), heads.query * heads.dim);
     let qkv_grad = qkv.f_zeros_like()?;
     let (from, to) = (floats("qkv", qkv, &[rows, heads.row()])?, floats("qkv_grad", &qkv_grad, &[rows, heads.row()])?);
     let out = floats("out", &attended.out, &[rows, width])?;
     let out_grad = floats("out_grad", out_grad, &[rows, width])?;
-    let sums = floats("log_sum_exp", &attended.log_sum_exp, &[batch, heads.query, rows / batch])?;
-    // SAFETY: five live buffers of the sizes checked above; `heads.kv` divides `heads.query` (Model::new).
+    let sums = floats("log_sum_exp", &attended.log_sum_exp, &[heads.query, rows])?;
+    let (bounds, num_spans) = spans.raw();
+    // SAFETY: six live buffers, the tensors of the sizes checked above with a row for each of the spans', and
+    // `heads.kv` divides `heads.query` (Model::new).
     unsafe {
         let (query, kv, dim) = (heads.query, heads.kv, heads.dim);
-        polo_attention_backward(from, out, sums, out_grad, batch, rows / batch, query, kv, dim, to);
+        polo_attention_backward(from, out, sums, out_grad, bounds, num_spans, query, kv, dim, to);
     }
     Ok(qkv_grad)
 }

@@ -11,15 +11,16 @@ use tch::Tensor;
 use super::ModelError;
 use super::kernels::{self, Attended, Heads, Normed, Turn};
 use super::rope::RopeTables;
+use super::spans::Spans;
 use super::views::LayerViews;
 
 /// What all layers share during one micro-batch.
 pub struct Context<'a> {
     /// The model's architecture.
     pub config: &'a Qwen2Config,
-    /// Samples in the micro-batch.
-    pub batch: i64,
-    /// Angles for its positions.
+    /// Which of its rows attend to each other.
+    pub spans: &'a Spans,
+    /// Angles for their positions.
     pub rope: &'a RopeTables,
 }
 
@@ -41,7 +42,7 @@ impl Context<'_> {
 
     fn rotate(&self, qkv: &Tensor, turn: Turn) -> Result<(), ModelError> {
         let heads = self.heads();
-        kernels::rotate(qkv, heads.query + heads.kv, &self.rope.cosine, &self.rope.sine, turn)
+        kernels::rotate(qkv, heads.query + heads.kv, self.rope, self.spans, turn)
     }
 }
 
@@ -51,7 +52,7 @@ pub fn forward(x: &Tensor, params: &LayerViews, context: &Context) -> Result<(Te
     let attention_norm = kernels::rms_norm(x, &params.input_norm, eps)?;
     let qkv = params.qkv_bias.f_addmm(&attention_norm.out, &params.qkv_weight.f_tr()?)?;
     context.rotate(&qkv, Turn::Forward)?;
-    let attended = kernels::attention(&qkv, context.batch, context.heads())?;
+    let attended = kernels::attention(&qkv, context.spans, context.heads())?;
     let mid = x.f_addmm(&attended.out, &params.o_weight.f_tr()?)?;
     let mlp_norm = kernels::rms_norm(&mid, &params.post_attention_norm, eps)?;
     let gate_up = mlp_norm.out.f_mm(&params.gate_up_weight.f_tr()?)?;
@@ -75,7 +76,7 @@ pub fn backward(
 
     let attended_grad = grad.f_mm(&params.o_weight)?;
     add_product(&grads.o_weight, grad, &attended.out)?;
-    let qkv_grad = kernels::attention_backward(&attended_grad, &qkv, &attended, context.batch, context.heads())?;
+    let qkv_grad = kernels::attention_backward(&attended_grad, &qkv, &attended, context.spans, context.heads())?;
     drop((attended_grad, qkv, attended));
     context.rotate(&qkv_grad, Turn::Backward)?;
     kernels::add_row_sum(&grads.qkv_bias, &qkv_grad)?;

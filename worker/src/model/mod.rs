@@ -8,6 +8,7 @@ pub mod head;
 pub mod kernels;
 pub mod layer;
 pub mod rope;
+pub mod spans;
 pub mod views;
 
 use polo_recipe::layout::Layout;
@@ -18,6 +19,7 @@ use thiserror::Error;
 
 use layer::{Context, Saved};
 use rope::RopeTables;
+use spans::Spans;
 use views::{LayerViews, OuterViews};
 
 /// Why no gradient came.
@@ -62,11 +64,13 @@ pub enum ModelError {
     Torch(#[from] tch::TchError),
 }
 
-/// How a model is computed. Nothing here changes a bit of the result.
+/// How a model is computed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ModelOptions {
-    /// Keep only each layer's input and redo its forward in the backward: less memory, a third more work.
+    /// Keep only each layer's input and redo its forward in the backward: less memory, a third more work, the same bits.
     pub recompute: bool,
+    /// The id that ends a document, if tokens attend only within theirs. Positions begin anew with each document then.
+    pub document_end: Option<i64>,
 }
 
 /// A Qwen2 without its weights, which every call brings as one flat vector in the order of its [`Layout`].
@@ -116,8 +120,8 @@ impl Model {
         let go_on = || if cancelled() { Err(ModelError::Cancelled) } else { Ok(()) };
         tch::no_grad(|| {
             let (inputs, targets) = split(tokens)?;
-            let rope = self.rope(&inputs)?;
-            let context = Context { config: &self.config, batch: inputs.size()[0], rope: &rope };
+            let (rope, spans) = (self.rope(&inputs)?, self.spans(&inputs)?);
+            let context = Context { config: &self.config, spans: &spans, rope: &rope };
             let (outer, outer_grads) = (OuterViews::new(params, &self.layout)?, OuterViews::new(grads, &self.layout)?);
 
             let mut kept = Vec::new();
@@ -142,7 +146,7 @@ impl Model {
                 layer::backward(&grad, &input, saved, &views, &grad_views, &context)?;
             }
             kernels::add_rows_at(&outer_grads.embedding, &inputs.f_view(-1)?, &grad)?;
-            Ok(per_sample(&losses, context.batch))
+            Ok(per_sample(&losses, inputs.size()[0]))
         })
     }
 
@@ -170,8 +174,8 @@ impl Model {
     /// The last layer's output.
     fn hidden(&self, params: &Tensor, inputs: &Tensor) -> Result<Tensor, ModelError> {
         self.check_flat("params", params)?;
-        let rope = self.rope(inputs)?;
-        let context = Context { config: &self.config, batch: inputs.size()[0], rope: &rope };
+        let (rope, spans) = (self.rope(inputs)?, self.spans(inputs)?);
+        let context = Context { config: &self.config, spans: &spans, rope: &rope };
         let first = embed(&OuterViews::new(params, &self.layout)?, inputs)?;
         (0..self.config.num_hidden_layers)
             .try_fold(first, |x, number| Ok(layer::forward(&x, &self.layer(params, number)?, &context)?.0))
@@ -179,6 +183,11 @@ impl Model {
 
     fn layer(&self, flat: &Tensor, number: usize) -> Result<LayerViews, ModelError> {
         LayerViews::new(flat, &self.layout, number)
+    }
+
+    fn spans(&self, inputs: &Tensor) -> Result<Spans, ModelError> {
+        let ids = Vec::<i64>::try_from(inputs.f_view(-1)?)?;
+        Ok(Spans::new(&ids, inputs.size2()?.1 as usize, self.options.document_end))
     }
 
     fn rope(&self, inputs: &Tensor) -> Result<RopeTables, ModelError> {
