@@ -4,8 +4,10 @@
 mod corpus;
 mod rclone;
 mod seaweedfs;
+mod server;
 
 pub use crate::address::{forget_memory, register_memory};
 pub use corpus::put_corpus;
 pub use rclone::Rclone;
-pub use seaweedfs::{SeaweedFs, settings};
+pub use seaweedfs::SeaweedFs;
+pub use server::{Server, settings};
