@@ -7,7 +7,7 @@ use polo_recipe::{config::Recipe, ids::Step, layout::Layout};
 use polo_store::StoreError;
 use polo_worker::{
     plane::PlaneError,
-    rig::{Arithmetic, SlotDone, Update, Work},
+    rig::{Arithmetic, Gradients, SlotDone, Update, Work, complete_all},
     step::StepError,
 };
 
@@ -46,7 +46,7 @@ impl SimArithmetic {
         &mut self,
         step: Step,
         params: &[f32],
-        grads: &mut [f32],
+        grads: &mut dyn Gradients,
         is_cancelled: &dyn Fn() -> bool,
     ) -> Result<SlotDone, StepError> {
         let slot = self.next_slot(step).ok_or(StepError::NoBatch(step))?;
@@ -58,7 +58,9 @@ impl SimArithmetic {
             }
             tokio::time::sleep(CANCEL_POLL.min(end - tokio::time::Instant::now())).await;
         }
-        gradient(self.recipe.run.seed, step, slot, params, grads);
+        let mut whole = vec![0.0; params.len()];
+        gradient(self.recipe.run.seed, step, slot, params, &mut whole);
+        complete_all(grads, &self.oracle.layout, &whole).await?;
         Ok(SlotDone { tallies: tallies(&self.recipe, step, slot), data_wait: Duration::ZERO })
     }
 }
@@ -82,7 +84,7 @@ impl Arithmetic for SimArithmetic {
         &'a mut self,
         step: Step,
         params: &'a [f32],
-        grads: &'a mut [f32],
+        grads: &'a mut dyn Gradients,
         is_cancelled: &'a dyn Fn() -> bool,
     ) -> LocalBoxFuture<'a, Result<SlotDone, StepError>> {
         self.compute(step, params, grads, is_cancelled).boxed_local()

@@ -18,6 +18,7 @@ use polo_worker::{
     agent::Agent,
     checkpointer::Checkpointer,
     desk::Desk,
+    pool::Pool,
     session::{Ending, Event, Session},
     state::TrainState,
     step::Setting,
@@ -179,7 +180,7 @@ fn trainer(shared: &Shared, name: &str, desk: Arc<Desk>, network: SimNetwork) ->
     Trainer {
         state: TrainState::empty(&setting.layout, &setting.plan),
         setting: Arc::new(setting),
-        buffers: Vec::new(),
+        pool: Pool::default(),
         arithmetic: Box::new(SimArithmetic {
             who: name.into(),
             recipe: recipe.clone(),

@@ -8,9 +8,10 @@ use futures::executor::block_on;
 use polo_recipe::ids::{Generation, Rank};
 use polo_recipe::ownership::assign_owners;
 use polo_recipe::slots::{assign, subtrees};
+use polo_worker::flat::Flat;
 use polo_worker::plane::rendezvous::{Membership, Timeouts, form};
 use polo_worker::plane::{AbortHandle, Lane, Listener, PlaneError, Secret};
-use polo_worker::reduce::{ExactReduce, hand_out};
+use polo_worker::reduce::{Cuts, ExactReduce, Sums, hand_out};
 
 const ROUNDS: usize = 8;
 const CHUNK_PARAMS: usize = 1 << 20;
@@ -58,14 +59,15 @@ fn work(
     let lens: Vec<_> = chunks.iter().map(ExactSizeIterator::len).collect();
     let owners = assign_owners(&lens, &vec![Vec::new(); lens.len()], world, 1);
     let shares = assign(slots, world).expect("no more ranks than slots");
-    let mut pieces = vec![vec![1e-3f32; params]; subtrees(slots, &shares[rank.index()]).len()];
+    let pieces = vec![Flat::from(vec![1e-3; params]); subtrees(slots, &shares[rank.index()]).len()];
+    let mut sums = Sums::new();
     let receivers: Vec<_> = (0..world as u32).map(Rank).collect();
     let mut handed_out = vec![0.0; params];
-    let mut reduce = ExactReduce::new(slots, &shares, chunks.clone(), owners.clone(), rank);
+    let cuts = Cuts { blocks: vec![0..params; 1], chunks: chunks.clone() };
+    let mut reduce = ExactReduce::new(slots, &shares, cuts, owners.clone(), rank);
     for _ in 0..ROUNDS {
-        let mut pieces: Vec<_> = pieces.iter_mut().map(Vec::as_mut_slice).collect();
         let started = Instant::now();
-        let mut traffic = block_on(reduce.run(&mut plane, &mut pieces))?;
+        let mut traffic = block_on(reduce.run(&mut plane, 0, &pieces, &mut sums))?;
         traffic += block_on(hand_out(&mut plane, &chunks, &owners, &receivers, &mut handed_out))?;
         let seconds = started.elapsed().as_secs_f64();
         if rank.0 == 0 {

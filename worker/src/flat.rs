@@ -25,6 +25,12 @@ impl Flat {
     }
 }
 
+impl From<Vec<f32>> for Flat {
+    fn from(elements: Vec<f32>) -> Self {
+        Self(elements)
+    }
+}
+
 /// A slice as a tensor, for as long as the slice is borrowed.
 pub struct View<'a> {
     tensor: Tensor,

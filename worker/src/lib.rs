@@ -19,6 +19,7 @@ pub mod model;
 pub mod moves;
 pub mod optimizer;
 pub mod plane;
+pub mod pool;
 pub mod reduce;
 pub mod rig;
 pub mod session;

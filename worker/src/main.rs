@@ -14,6 +14,7 @@ use polo_worker::{
     model::{Model, ModelError, ModelOptions},
     optimizer::AdamW,
     plane::{Listener, rendezvous::Timeouts},
+    pool::Pool,
     session::{Ending, Event, Session},
     state::TrainState,
     step::Setting,
@@ -258,7 +259,7 @@ fn trainer(
     Ok(move || Trainer {
         state: TrainState::empty(&setting.layout, &setting.plan),
         setting: Arc::new(setting),
-        buffers: Vec::new(),
+        pool: Pool::default(),
         arithmetic: Box::new(arithmetic),
         network: Arc::new(network),
         checkpointer,

@@ -3,15 +3,18 @@
 //! The result is the same to the bit for every world, because every addition of the tree is carried out on the same
 //! operands in the same order; the world only decides where. Each rank brings the sums of its own subtrees. A chunk's
 //! owners receive that chunk of everybody's sums and carry out the additions that are left, each for itself. This happens
-//! in rounds, which bound the memory needed. After the update the owners hand out the parameters.
+//! block by block, as the backward comes to them, and within a block in rounds, which bound the memory needed. After the
+//! update the owners hand out the parameters.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use polo_recipe::ids::Rank;
+use polo_recipe::layout::{ChunkId, Layout};
 use polo_recipe::slots::{PartialSums, subtrees};
 use zerocopy::IntoBytes;
 
-use crate::flat::disjoint_mut;
+use crate::flat::{Flat, disjoint_mut};
 use crate::plane::{DataPlane, PlaneError, Transfer};
 
 /// Memory that a round takes for other ranks' sums, unless set otherwise.
@@ -23,6 +26,9 @@ const NORM_LANES: usize = 16;
 
 // Numbers travel as they lie in memory.
 const _: () = assert!(cfg!(target_endian = "little"), "the data plane's numbers are little-endian");
+
+/// The gradient's sums over all slots, of the chunks that a rank sums.
+pub type Sums = BTreeMap<ChunkId, Flat>;
 
 /// The reduction of one generation, to be used for each of its steps.
 #[derive(Debug)]
@@ -36,12 +42,33 @@ pub struct ExactReduce {
     num_pieces: Vec<usize>,
     /// The additions over all ranks' pieces.
     terms: Vec<Term>,
-    /// Elements of the flat vector that are reduced at a time.
-    rounds: Vec<Range<usize>>,
+    /// Of each block, its elements in the flat vector.
+    blocks: Vec<Range<usize>>,
+    /// Most elements of a rank's that are reduced at a time.
+    most: usize,
     /// Other ranks' pieces of the round's part, one after another.
     foreign: Vec<f32>,
     /// Partial sums of the block at hand.
     stack: Vec<[f32; BLOCK_PARAMS]>,
+}
+
+/// How a flat vector is divided.
+#[derive(Debug, Clone, Default)]
+pub struct Cuts {
+    /// What is reduced at once; a block consists of whole chunks.
+    pub blocks: Vec<Range<usize>>,
+    /// What is owned, one after another from 0.
+    pub chunks: Vec<Range<usize>>,
+}
+
+impl Cuts {
+    /// Those of a model.
+    pub fn of(layout: &Layout) -> Self {
+        Self {
+            blocks: layout.blocks.iter().map(|block| block.range.clone()).collect(),
+            chunks: layout.chunks.iter().map(|chunk| chunk.range.clone()).collect(),
+        }
+    }
 }
 
 /// The next operand: a piece is pushed on the stack of sums, then the last two are joined `num_merges` times.
@@ -60,18 +87,13 @@ enum Source {
 }
 
 impl ExactReduce {
-    /// Plans the reduction of `slots` over vectors that consist of `chunks`, for rank `rank`. `shares` has each rank's
-    /// slots, which may be none; together they are all slots. `owners` says who sums each chunk.
+    /// Plans the reduction of `slots` over vectors that `cuts` divides, for rank `rank`. `shares` has
+    /// each rank's slots, which may be none; together they are all slots. `owners` says who sums each chunk.
     ///
     /// # Panics
     /// If the shares are not all slots, or if the chunks do not lie one after another from 0.
-    pub fn new(
-        slots: usize,
-        shares: &[Range<usize>],
-        chunks: Vec<Range<usize>>,
-        owners: Vec<Vec<Rank>>,
-        rank: Rank,
-    ) -> Self {
+    pub fn new(slots: usize, shares: &[Range<usize>], cuts: Cuts, owners: Vec<Vec<Rank>>, rank: Rank) -> Self {
+        let Cuts { blocks, chunks } = cuts;
         let end = chunks.iter().try_fold(0, |end, chunk| (chunk.start == end).then_some(chunk.end));
         assert!(end.is_some(), "the chunks do not lie one after another from 0");
         let pieces: Vec<_> = shares.iter().map(|share| subtrees(slots, share)).collect();
@@ -79,7 +101,8 @@ impl ExactReduce {
             rank,
             num_pieces: pieces.iter().map(Vec::len).collect(),
             terms: terms(slots, &pieces, rank),
-            rounds: Vec::new(),
+            most: 0,
+            blocks,
             chunks,
             owners,
             foreign: Vec::new(),
@@ -92,8 +115,12 @@ impl ExactReduce {
     /// Sets how many elements of other ranks' sums a round may hold; all ranks must set the same.
     pub fn set_scratch_params(&mut self, scratch_params: usize) {
         // Derived from all ranks' pieces, not the others': rounds must be equal everywhere.
-        let most = (scratch_params / self.num_pieces.iter().sum::<usize>().max(1)).max(1);
-        self.rounds = rounds(&self.chunks, &self.owners, self.num_pieces.len(), most);
+        self.most = (scratch_params / self.num_pieces.iter().sum::<usize>().max(1)).max(1);
+    }
+
+    /// How many blocks there are.
+    pub fn num_blocks(&self) -> usize {
+        self.blocks.len()
     }
 
     /// Subtree sums that this rank brings.
@@ -111,35 +138,69 @@ impl ExactReduce {
         (0..self.owners.len()).filter(move |chunk| self.owners[*chunk].contains(&rank))
     }
 
-    /// Writes the sum over all slots to the places of this rank's chunks in `buffers[0]`.
+    /// Writes the sum over all slots to `sums`, for this rank's chunks of `block`.
     ///
-    /// `buffers` are whole flat vectors, at least one. The first ones are the sums of `subtrees(slots, share)` of this
-    /// rank's share, in that order. The other places of `buffers[0]`, and the other buffers, are left as they are. After
-    /// an error `buffers[0]` holds nothing of use. Returns the bytes sent and received, without headers.
+    /// `pieces` are vectors of the block's length: the sums of `subtrees(slots, share)` of this rank's share, in that
+    /// order. After an error the sums are of no use. All ranks must take the blocks in the same order. Returns the bytes
+    /// sent and received, without headers.
     ///
     /// # Panics
-    /// If the plane is of another rank than the plan, or `buffers` too few or of another length.
-    pub async fn run(&mut self, plane: &mut dyn DataPlane, buffers: &mut [&mut [f32]]) -> Result<Traffic, PlaneError> {
+    /// If the plane is of another rank than the plan, or `pieces` of another number or length.
+    pub async fn run(
+        &mut self,
+        plane: &mut dyn DataPlane,
+        block: usize,
+        pieces: &[Flat],
+        sums: &mut Sums,
+    ) -> Result<Traffic, PlaneError> {
         assert_eq!(plane.rank(), self.rank, "a plane of another generation");
-        assert!(buffers.len() >= self.num_pieces().max(1), "too few subtree sums");
-        let num_params = self.chunks.last().map_or(0, |chunk| chunk.end);
-        assert!(buffers.iter().all(|piece| piece.len() == num_params), "every sum has {num_params} elements");
+        let block = self.blocks[block].clone();
+        let are_whole = pieces.iter().all(|piece| piece.as_slice().len() == block.len());
+        assert!(pieces.len() == self.num_pieces() && are_whole, "{} pieces of {}", self.num_pieces(), block.len());
         let mut traffic = Traffic::default();
-        for round in self.rounds.clone() {
+        for round in self.rounds(&block) {
             let parts: Vec<_> = (0..self.num_pieces.len() as u32).map(|rank| self.part(Rank(rank), &round)).collect();
-            traffic += self.collect(plane, &parts, buffers).await?;
-            self.sum(&parts[self.rank.index()], buffers);
+            traffic += self.collect(plane, block.start, &parts, pieces).await?;
+            self.sum(block.start, &round, pieces, sums);
         }
         Ok(traffic)
     }
 
+    /// Chunks that lie in `range` in whole or in part, and those parts.
+    fn cuts(&self, range: &Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> {
+        let (start, end) = (range.start, range.end);
+        let first = self.chunks.partition_point(|chunk| chunk.end <= start);
+        let met = (first..self.chunks.len()).take_while(move |chunk| self.chunks[*chunk].start < end);
+        met.map(move |chunk| (chunk, self.chunks[chunk].start.max(start)..self.chunks[chunk].end.min(end)))
+    }
+
+    /// Divides `block` so that no rank sums more than the most elements at a time.
+    fn rounds(&self, block: &Range<usize>) -> Vec<Range<usize>> {
+        let mut rounds = Vec::new();
+        let (mut start, mut loads) = (block.start, vec![0; self.num_pieces.len()]);
+        for (chunk, cut) in self.cuts(block) {
+            let owners = &self.owners[chunk];
+            let mut from = cut.start;
+            while from < cut.end {
+                let room = self.most - owners.iter().map(|rank| loads[rank.index()]).max().unwrap_or(0);
+                if room == 0 {
+                    rounds.push(std::mem::replace(&mut start, from)..from);
+                    loads.fill(0);
+                    continue;
+                }
+                let len = room.min(cut.end - from);
+                owners.iter().for_each(|rank| loads[rank.index()] += len);
+                from += len;
+            }
+        }
+        rounds.push(start..block.end);
+        rounds
+    }
+
     /// The elements of `round` that `rank` sums.
     fn part(&self, rank: Rank, round: &Range<usize>) -> Vec<Range<usize>> {
-        let first = self.chunks.partition_point(|chunk| chunk.end <= round.start);
-        let met = (first..self.chunks.len()).take_while(|chunk| self.chunks[*chunk].start < round.end);
         let mut part: Vec<Range<usize>> = Vec::new();
-        for chunk in met.filter(|chunk| self.owners[*chunk].contains(&rank)) {
-            let cut = self.chunks[chunk].start.max(round.start)..self.chunks[chunk].end.min(round.end);
+        for (_, cut) in self.cuts(round).filter(|(chunk, _)| self.owners[*chunk].contains(&rank)) {
             match part.last_mut() {
                 Some(last) if last.end == cut.start => last.end = cut.end,
                 _ => part.push(cut),
@@ -148,12 +209,14 @@ impl ExactReduce {
         part
     }
 
-    /// Sends each owner its part of this rank's pieces, and receives this rank's part of all others'.
+    /// Sends each owner its part of this rank's pieces, which begin at `start`, and receives this rank's part of all
+    /// others'.
     async fn collect(
         &mut self,
         plane: &mut dyn DataPlane,
+        start: usize,
         parts: &[Vec<Range<usize>>],
-        buffers: &[&mut [f32]],
+        pieces: &[Flat],
     ) -> Result<Traffic, PlaneError> {
         let own = self.rank.index();
         let num_foreign = self.num_pieces.iter().sum::<usize>() - self.num_pieces[own];
@@ -163,8 +226,9 @@ impl ExactReduce {
         let mut group = Vec::new();
         for (rank, part) in parts.iter().enumerate().filter(|(rank, _)| *rank != own) {
             let peer = Rank(rank as u32);
-            for piece in &buffers[..self.num_pieces[own]] {
-                group.extend(part.iter().map(|cut| Transfer::Send { to: peer, bytes: piece[cut.clone()].as_bytes() }));
+            for piece in pieces {
+                let bytes = |cut: &Range<usize>| piece.as_slice()[cut.start - start..cut.end - start].as_bytes();
+                group.extend(part.iter().map(|cut| Transfer::Send { to: peer, bytes: bytes(cut) }));
             }
             for cut in (0..self.num_pieces[rank]).flat_map(|_| &parts[own]) {
                 let (place, tail) = std::mem::take(&mut rest).split_at_mut(cut.len());
@@ -175,30 +239,33 @@ impl ExactReduce {
         exchange(plane, group).await
     }
 
-    /// Writes the totals of this rank's part to their places in `buffers[0]`.
-    fn sum(&mut self, part: &[Range<usize>], buffers: &mut [&mut [f32]]) {
-        if let [Term { source: Source::Own(0), .. }] = self.terms[..] {
-            return;
-        }
-        let len = part.iter().map(Range::len).sum();
+    /// Writes the totals of this rank's chunks in `round` to `sums`.
+    fn sum(&mut self, start: usize, round: &Range<usize>, pieces: &[Flat], sums: &mut Sums) {
+        let own = |(chunk, _): &(usize, Range<usize>)| self.owners[*chunk].contains(&self.rank);
+        let cuts: Vec<_> = self.cuts(round).filter(own).collect();
+        let part_len = cuts.iter().map(|(_, cut)| cut.len()).sum();
         let mut offset = 0;
-        for cut in part {
-            for start in cut.clone().step_by(BLOCK_PARAMS) {
-                let block = start..(start + BLOCK_PARAMS).min(cut.end);
-                self.sum_block(&block, offset + start - cut.start, len, buffers);
-                buffers[0][block.clone()].copy_from_slice(&self.stack[0][..block.len()]);
+        for (chunk, cut) in cuts {
+            let place = self.chunks[chunk].clone();
+            let total = sums.entry(ChunkId(chunk as u32)).or_insert_with(|| Flat::zeros(place.len())).as_mut_slice();
+            for from in cut.clone().step_by(BLOCK_PARAMS) {
+                let to = (from + BLOCK_PARAMS).min(cut.end);
+                let total = &mut total[from - place.start..to - place.start];
+                self.sum_block(&(from - start..to - start), offset + from - cut.start, part_len, pieces);
+                total.copy_from_slice(&self.stack[0][..total.len()]);
             }
             offset += cut.len();
         }
     }
 
-    /// Leaves the total of `block`, which lies at `offset` of a part of `part_len` elements, at the bottom of the stack.
-    fn sum_block(&mut self, block: &Range<usize>, offset: usize, part_len: usize, buffers: &[&mut [f32]]) {
-        let len = block.len();
+    /// Leaves the total of the pieces' elements `at`, which lie at `offset` of a part of `part_len` elements, at the bottom
+    /// of the stack.
+    fn sum_block(&mut self, at: &Range<usize>, offset: usize, part_len: usize, pieces: &[Flat]) {
+        let len = at.len();
         let mut depth = 0;
         for term in &self.terms {
             let operand = match term.source {
-                Source::Own(piece) => &buffers[piece][block.clone()],
+                Source::Own(piece) => &pieces[piece].as_slice()[at.clone()],
                 Source::Foreign(piece) => &self.foreign[piece * part_len + offset..][..len],
             };
             if term.num_merges == 0 {
@@ -215,28 +282,6 @@ impl ExactReduce {
             }
         }
     }
-}
-
-/// Cuts the flat vector so that no rank sums more than `most` elements at a time.
-fn rounds(chunks: &[Range<usize>], owners: &[Vec<Rank>], num_ranks: usize, most: usize) -> Vec<Range<usize>> {
-    let mut rounds = Vec::new();
-    let (mut start, mut loads) = (0, vec![0; num_ranks]);
-    for (chunk, owners) in chunks.iter().zip(owners) {
-        let mut from = chunk.start;
-        while from < chunk.end {
-            let room = most - owners.iter().map(|rank| loads[rank.index()]).max().unwrap_or(0);
-            if room == 0 {
-                rounds.push(std::mem::replace(&mut start, from)..from);
-                loads.fill(0);
-                continue;
-            }
-            let len = room.min(chunk.end - from);
-            owners.iter().for_each(|rank| loads[rank.index()] += len);
-            from += len;
-        }
-    }
-    rounds.push(start..chunks.last().map_or(0, |chunk| chunk.end));
-    rounds
 }
 
 /// Bytes that a rank has moved, without headers.

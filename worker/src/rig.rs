@@ -14,6 +14,7 @@ use polo_store::StoreError;
 
 use crate::{
     decision::Tally,
+    flat::Flat,
     plane::{AbortHandle, DataPlane, Lane, PlaneError},
     session::Order,
     state::Moments,
@@ -57,6 +58,25 @@ pub struct Update<'a> {
     pub grads: &'a mut [f32],
 }
 
+/// Where the gradient of a slot goes.
+pub trait Gradients {
+    /// Zeros, to which the gradient of a block is to be added.
+    fn take(&mut self, block: usize) -> Flat;
+
+    /// A block's gradient is there.
+    fn complete<'a>(&'a mut self, block: usize, grads: Flat) -> LocalBoxFuture<'a, Result<(), StepError>>;
+}
+
+/// Hands over a slot's gradient that was computed as one vector.
+pub async fn complete_all(grads: &mut dyn Gradients, layout: &Layout, whole: &[f32]) -> Result<(), StepError> {
+    for (number, block) in layout.blocks.iter().enumerate().rev() {
+        let mut part = grads.take(number);
+        part.as_mut_slice().copy_from_slice(&whole[block.range.clone()]);
+        grads.complete(number, part).await?;
+    }
+    Ok(())
+}
+
 /// All arithmetic that the exact reduction does not do. Nothing here may depend on the world.
 pub trait Arithmetic {
     /// Makes the parameters of step 0.
@@ -69,12 +89,13 @@ pub trait Arithmetic {
     /// Says which slots will be asked for, in this order, so that their samples can be read ahead.
     fn begin(&mut self, work: Work) -> Result<(), StepError>;
 
-    /// Writes the gradient of the next slot into `grads`. Gives up with [`StepError::Plane`] soon after `is_cancelled`.
+    /// Hands the gradient of the next slot to `grads`, block by block from the last to the first. Gives up with
+    /// [`StepError::Plane`] soon after `is_cancelled`.
     fn slot_gradient<'a>(
         &'a mut self,
         step: Step,
         params: &'a [f32],
-        grads: &'a mut [f32],
+        grads: &'a mut dyn Gradients,
         is_cancelled: &'a dyn Fn() -> bool,
     ) -> LocalBoxFuture<'a, Result<SlotDone, StepError>>;
 

@@ -10,7 +10,7 @@ use polo_recipe::{
 use polo_store::{Digest, checkpoint};
 use zerocopy::IntoBytes;
 
-use crate::{arrival::Held, decision::Decision, flat::Flat};
+use crate::{arrival::Held, decision::Decision, flat::Flat, reduce::Sums};
 
 /// AdamW's moments of one chunk, fp32.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,7 +44,9 @@ pub struct TrainState {
     pub moments: BTreeMap<ChunkId, Moments>,
     /// Tokens that went in.
     pub ledger: Ledger,
-    /// Chunks whose sums of the step from `step` lie in the first gradient buffer.
+    /// Gradient sums, as long as they are of use: those in `summed`.
+    pub sums: Sums,
+    /// Chunks whose `sums` are those of the step from `step`.
     pub summed: BTreeSet<ChunkId>,
     /// What was decided of the step to `step`, for those who have not heard of it.
     pub last_decision: Option<Decision>,
@@ -59,6 +61,7 @@ impl TrainState {
             params_complete: false,
             moments: BTreeMap::new(),
             ledger: Ledger::new(plan),
+            sums: Sums::new(),
             summed: BTreeSet::new(),
             last_decision: None,
         }

@@ -11,17 +11,17 @@ use futures::{
 };
 use polo_proto::v1::{self, session_request::Message};
 use polo_recipe::ids::{Rank, Step};
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, task::unconstrained};
 
 use crate::{
     checkpointer::Checkpointer,
     desk::Desk,
-    flat::Flat,
     generation::{Left, take_part},
     plane::{
         AbortHandle, DataPlane, Lane, Listener, PlaneError, Secret,
         rendezvous::{Membership, Timeouts, form},
     },
+    pool::Pool,
     rig::{Arithmetic, Network},
     session::{Ending, Event, Order},
     state::TrainState,
@@ -34,8 +34,8 @@ pub struct Trainer {
     pub setting: Arc<Setting>,
     /// The state that is trained.
     pub state: TrainState,
-    /// Full-size gradient buffers, kept from step to step.
-    pub buffers: Vec<Flat>,
+    /// Gradient buffers, kept from step to step.
+    pub pool: Pool,
     /// What computes.
     pub arithmetic: Box<dyn Arithmetic>,
     /// The way to the other ranks.
@@ -132,7 +132,8 @@ impl Network for TcpNetwork {
         async move {
             std::thread::scope(|scope| {
                 scope.spawn(|| self.runtime.block_on(side));
-                block_on(main);
+                // Whatever drives this one is not polled meanwhile, so it cannot renew tokio's budget of the task.
+                block_on(unconstrained(main));
             });
         }
         .boxed_local()

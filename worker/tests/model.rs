@@ -121,8 +121,10 @@ fn recomputing_layers_changes_no_bit() {
 
 /// Two samples of several documents each, whose last token is 96; nothing else is.
 const DOCUMENT_END: i64 = 96;
-const PACKED: [[i64; 12]; 2] =
-    [[5, 17, 80, DOCUMENT_END, 3, 3, 41, 66, 12, DOCUMENT_END, 9, 30], [2, DOCUMENT_END, 8, 7, 6, 5, 4, 3, 2, 1, 0, 11]];
+const PACKED: [[i64; 12]; 2] = [
+    [5, 17, 80, DOCUMENT_END, 3, 3, 41, 66, 12, DOCUMENT_END, 9, 30],
+    [2, DOCUMENT_END, 8, 7, 6, 5, 4, 3, 2, 1, 0, 11],
+];
 
 struct Masked {
     case: Case,
@@ -161,7 +163,8 @@ fn a_document_does_not_see_its_neighbours() {
     let document = |sample: &[i64]| masked.logits(sample).narrow(0, 4, 6).contiguous();
     let here = document(&PACKED[0]);
     let mut others = PACKED[0];
-    (others[..3].fill(77), others[10..].fill(78));
+    others[..3].fill(77);
+    others[10..].fill(78);
     assert_eq!(bits(&here.view(-1)), bits(&document(&others).view(-1)));
     others[3] = 77; // what was before has no end now, so it is the same document
     assert_ne!(bits(&here.view(-1)), bits(&document(&others).view(-1)));

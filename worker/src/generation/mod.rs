@@ -151,8 +151,8 @@ async fn meet(
 }
 
 fn bench<'a>(trainer: &'a mut Trainer, plane: &'a mut Box<dyn DataPlane>) -> Bench<'a> {
-    let Trainer { state, buffers, arithmetic, .. } = trainer;
-    Bench { plane: &mut **plane, state, buffers, arithmetic: &mut **arithmetic }
+    let Trainer { state, pool, arithmetic, network, .. } = trainer;
+    Bench { plane: &mut **plane, state, pool, arithmetic: &mut **arithmetic, network: &**network }
 }
 
 impl Membering<'_> {
@@ -230,7 +230,6 @@ impl Membering<'_> {
     ) -> Result<Verdict, GenerationError> {
         self.trainer.arithmetic.begin(stepper.work(first))?;
         let moves = std::mem::take(&mut self.arrival.moves);
-        let network = self.trainer.network.clone();
         let mut moves = Some(&moves[..]).filter(|moves| !moves.is_empty());
         let (order, desk) = (self.order, self.trainer.setting.desk.clone());
         for step in (first.0..last.0).map(Step) {
@@ -238,8 +237,7 @@ impl Membering<'_> {
             let report_trouble = |trouble| desk.send(trouble_message(order, step, trouble));
             let done = loop {
                 let Self { trainer, plane, state_plane, .. } = &mut *self;
-                let background =
-                    moves.take().map(|moves| Background { moves, plane: &mut **state_plane, network: &*network });
+                let background = moves.take().map(|moves| Background { moves, plane: &mut **state_plane });
                 match stepper.take(&mut bench(trainer, plane), step, background, &report_trouble).await? {
                     Outcome::Done(done) => break done,
                     Outcome::Again(attempt) => {

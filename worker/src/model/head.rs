@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 use super::ModelError;
 use super::kernels::{self, Normed};
 use super::layer::{add_product, product_into};
-use super::views::OuterViews;
+use super::views::HeadViews;
 
 /// Logits in a piece: 256 MiB of fp32. A constant, because rows are summed into gradients piece by piece.
 const PIECE_LOGITS: i64 = 1 << 26;
@@ -20,7 +20,7 @@ pub fn piece_rows(config: &Qwen2Config) -> i64 {
 }
 
 /// Losses per row of `x` `[rows, hidden]` against `targets` `[rows]`.
-pub fn loss(x: &Tensor, targets: &Tensor, params: &OuterViews, config: &Qwen2Config) -> Result<Vec<f64>, ModelError> {
+pub fn loss(x: &Tensor, targets: &Tensor, params: &HeadViews, config: &Qwen2Config) -> Result<Vec<f64>, ModelError> {
     let normed = kernels::rms_norm(x, &params.norm, config.rms_norm_eps)?;
     each_piece(&normed.out, targets, params, config, 0.0, |_, _, _| Ok(()))
 }
@@ -29,8 +29,8 @@ pub fn loss(x: &Tensor, targets: &Tensor, params: &OuterViews, config: &Qwen2Con
 pub fn loss_and_grad(
     x: &Tensor,
     targets: &Tensor,
-    params: &OuterViews,
-    grads: &OuterViews,
+    params: &HeadViews,
+    grads: &HeadViews,
     config: &Qwen2Config,
     scale: f64,
 ) -> Result<(Vec<f64>, Tensor), ModelError> {
@@ -49,7 +49,7 @@ pub fn loss_and_grad(
 fn each_piece(
     normed: &Tensor,
     targets: &Tensor,
-    params: &OuterViews,
+    params: &HeadViews,
     config: &Qwen2Config,
     scale: f64,
     mut use_grad: impl FnMut(i64, &Tensor, &Tensor) -> Result<(), ModelError>,

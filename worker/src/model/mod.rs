@@ -1,12 +1,13 @@
 //! Qwen2's forward and backward, written out block by block on flat fp32 vectors.
 //!
 //! No autograd: a layer's backward is a function beside its forward ([`layer`]), so that recomputation, cancelling
-//! between blocks and adding gradients straight into the flat vector are a few lines here. Start at
-//! [`Model::loss_and_grad`].
+//! between blocks and adding gradients straight into flat vectors are a few lines here. Start at [`pass`], one micro-batch's
+//! way through the blocks.
 
 pub mod head;
 pub mod kernels;
 pub mod layer;
+pub mod pass;
 pub mod rope;
 pub mod spans;
 pub mod views;
@@ -17,10 +18,8 @@ use std::sync::Arc;
 use tch::{Kind, Tensor};
 use thiserror::Error;
 
-use layer::{Context, Saved};
-use rope::RopeTables;
-use spans::Spans;
-use views::{LayerViews, OuterViews};
+use pass::Pass;
+use views::HeadViews;
 
 /// Why no gradient came.
 #[derive(Debug, Error)]
@@ -80,12 +79,6 @@ pub struct Model {
     options: ModelOptions,
 }
 
-/// A layer's input, and the rest of what its backward needs unless that is recomputed.
-struct Kept {
-    input: Tensor,
-    saved: Option<Saved>,
-}
-
 impl Model {
     /// A model of that architecture, with the layout of [`Layout::qwen2`].
     pub fn new(config: &Qwen2Config, options: ModelOptions) -> Result<Self, ModelError> {
@@ -118,81 +111,68 @@ impl Model {
         self.check_flat("params", params)?;
         self.check_flat("grads", grads)?;
         let go_on = || if cancelled() { Err(ModelError::Cancelled) } else { Ok(()) };
-        tch::no_grad(|| {
-            let (inputs, targets) = split(tokens)?;
-            let (rope, spans) = (self.rope(&inputs)?, self.spans(&inputs)?);
-            let context = Context { config: &self.config, spans: &spans, rope: &rope };
-            let (outer, outer_grads) = (OuterViews::new(params, &self.layout)?, OuterViews::new(grads, &self.layout)?);
-
-            let mut kept = Vec::new();
-            let mut x = embed(&outer, &inputs)?;
-            for number in 0..self.config.num_hidden_layers {
-                go_on()?;
-                let (out, saved) = layer::forward(&x, &self.layer(params, number)?, &context)?;
-                kept.push(Kept { input: x, saved: (!self.options.recompute).then_some(saved) });
-                x = out;
-            }
+        let mut pass = self.forward(params, tokens, &go_on)?;
+        go_on()?;
+        let (first, last) = (0, self.layout.blocks.len() - 1);
+        let [params_of, grads_of] = [params, grads].map(|flat| move |block| self.block(flat, block));
+        let losses =
+            pass.head([&params_of(last)?, &params_of(first)?], [&grads_of(last)?, &grads_of(first)?], scale)?;
+        for block in (first + 1..last).rev() {
             go_on()?;
-            let (losses, grad) = head::loss_and_grad(&x, &targets, &outer, &outer_grads, &self.config, scale)?;
-            drop(x);
-            for number in (0..self.config.num_hidden_layers).rev() {
-                go_on()?;
-                let (views, grad_views) = (self.layer(params, number)?, self.layer(grads, number)?);
-                let Some(Kept { input, saved }) = kept.pop() else { break };
-                let saved = match saved {
-                    Some(saved) => saved,
-                    None => layer::forward(&input, &views, &context)?.1,
-                };
-                layer::backward(&grad, &input, saved, &views, &grad_views, &context)?;
-            }
-            kernels::add_rows_at(&outer_grads.embedding, &inputs.f_view(-1)?, &grad)?;
-            Ok(per_sample(&losses, inputs.size()[0]))
-        })
+            pass.layer_backward(block, &params_of(block)?, &grads_of(block)?)?;
+        }
+        pass.into_embedding_grad().add_to(&grads_of(first)?, &self.layout)?;
+        Ok(losses)
     }
 
     /// Each sample's summed loss, without gradients; arguments as in [`Model::loss_and_grad`].
     pub fn loss(&self, params: &Tensor, tokens: &Tensor) -> Result<Vec<f64>, ModelError> {
+        let (inputs, targets) = split(tokens)?;
+        let pass = self.forward(params, tokens, &|| Ok(()))?;
         tch::no_grad(|| {
-            let (inputs, targets) = split(tokens)?;
-            let x = self.hidden(params, &inputs)?;
-            let losses = head::loss(&x, &targets, &OuterViews::new(params, &self.layout)?, &self.config)?;
+            let losses = head::loss(&pass.into_output(), &targets, &self.head(params)?, &self.config)?;
             Ok(per_sample(&losses, inputs.size()[0]))
         })
     }
 
     /// Logits `[batch, sequence, vocab]` of int64 `input_ids` `[batch, sequence]`, for checks on small models.
     pub fn logits(&self, params: &Tensor, input_ids: &Tensor) -> Result<Tensor, ModelError> {
+        // What comes after the last token has no part in any logit.
+        let tokens = Tensor::f_cat(&[input_ids, &input_ids.f_narrow(1, 0, 1)?], 1)?;
+        let pass = self.forward(params, &tokens, &|| Ok(()))?;
         tch::no_grad(|| {
-            let outer = OuterViews::new(params, &self.layout)?;
-            let x = self.hidden(params, input_ids)?;
-            let normed = kernels::rms_norm(&x, &outer.norm, self.config.rms_norm_eps)?;
+            let head = self.head(params)?;
+            let normed = kernels::rms_norm(&pass.into_output(), &head.norm, self.config.rms_norm_eps)?;
             let shape = [input_ids.size()[0], input_ids.size()[1], self.config.vocab_size as i64];
-            Ok(normed.out.f_mm(&outer.head.f_tr()?)?.f_view(shape)?)
+            Ok(normed.out.f_mm(&head.head.f_tr()?)?.f_view(shape)?)
         })
     }
 
-    /// The last layer's output.
-    fn hidden(&self, params: &Tensor, inputs: &Tensor) -> Result<Tensor, ModelError> {
+    /// A micro-batch's way through all layers, up to the head.
+    pub fn forward(
+        &self,
+        params: &Tensor,
+        tokens: &Tensor,
+        go_on: &dyn Fn() -> Result<(), ModelError>,
+    ) -> Result<Pass<'_>, ModelError> {
         self.check_flat("params", params)?;
-        let (rope, spans) = (self.rope(inputs)?, self.spans(inputs)?);
-        let context = Context { config: &self.config, spans: &spans, rope: &rope };
-        let first = embed(&OuterViews::new(params, &self.layout)?, inputs)?;
-        (0..self.config.num_hidden_layers)
-            .try_fold(first, |x, number| Ok(layer::forward(&x, &self.layer(params, number)?, &context)?.0))
+        let mut pass = Pass::new(self, tokens, &self.block(params, 0)?)?;
+        for block in 1..self.layout.blocks.len() - 1 {
+            go_on()?;
+            pass.layer(block, &self.block(params, block)?)?;
+        }
+        Ok(pass)
     }
 
-    fn layer(&self, flat: &Tensor, number: usize) -> Result<LayerViews, ModelError> {
-        LayerViews::new(flat, &self.layout, number)
+    /// A block's part of a whole vector.
+    pub fn block(&self, flat: &Tensor, block: usize) -> Result<Tensor, ModelError> {
+        let range = &self.layout.blocks[block].range;
+        Ok(flat.f_narrow(0, range.start as i64, range.len() as i64)?)
     }
 
-    fn spans(&self, inputs: &Tensor) -> Result<Spans, ModelError> {
-        let ids = Vec::<i64>::try_from(inputs.f_view(-1)?)?;
-        Ok(Spans::new(&ids, inputs.size2()?.1 as usize, self.options.document_end))
-    }
-
-    fn rope(&self, inputs: &Tensor) -> Result<RopeTables, ModelError> {
-        let (head_dim, theta) = (self.config.head_dim() as i64, self.config.rope_theta);
-        RopeTables::new(inputs.size2()?.1, head_dim, theta, inputs.device())
+    fn head(&self, params: &Tensor) -> Result<HeadViews, ModelError> {
+        let last = self.layout.blocks.len() - 1;
+        HeadViews::new(&self.block(params, last)?, &self.block(params, 0)?, &self.layout)
     }
 
     fn check_flat(&self, name: &'static str, flat: &Tensor) -> Result<(), ModelError> {
@@ -210,13 +190,6 @@ fn split(tokens: &Tensor) -> Result<(Tensor, Tensor), ModelError> {
     let sequence = tokens.size2()?.1 - 1;
     let inputs = tokens.f_narrow(1, 0, sequence)?.f_contiguous()?;
     Ok((inputs, tokens.f_narrow(1, 1, sequence)?.f_reshape(-1)?))
-}
-
-/// Rows of the embedding, `[batch * sequence, hidden]`.
-fn embed(outer: &OuterViews, inputs: &Tensor) -> Result<Tensor, ModelError> {
-    let ids = inputs.f_view(-1)?;
-    kernels::check_indices("tokens", &ids, outer.embedding.size()[0])?;
-    Ok(outer.embedding.f_index_select(0, &ids)?)
 }
 
 fn per_sample(losses: &[f64], batch: i64) -> Vec<f64> {

@@ -1,4 +1,4 @@
-//! Parameters (or gradients) of one block as views into the flat vector.
+//! Parameters (or gradients) of one block as views into the block's flat vector.
 //!
 //! Neighbours in the layout that are used together are seen as one matrix: q, k and v, and gate and up.
 
@@ -25,10 +25,8 @@ pub struct LayerViews {
     pub down_weight: Tensor,
 }
 
-/// The tensors outside the layers.
-pub struct OuterViews {
-    /// `[vocab, hidden]`
-    pub embedding: Tensor,
+/// The final norm and the output projection.
+pub struct HeadViews {
     /// `[hidden]`
     pub norm: Tensor,
     /// `[vocab, hidden]`; the embedding itself when they are tied.
@@ -36,11 +34,11 @@ pub struct OuterViews {
 }
 
 impl LayerViews {
-    /// Views of layer `layer` in `flat`.
-    pub fn new(flat: &Tensor, layout: &Layout, layer: usize) -> Result<Self, ModelError> {
+    /// Views of layer `layer` in `block`, the vector of its block.
+    pub fn new(block: &Tensor, layout: &Layout, layer: usize) -> Result<Self, ModelError> {
         let view = |names: &[&str]| {
             let names: Vec<_> = names.iter().map(|name| format!("model.layers.{layer}.{name}")).collect();
-            joined(flat, layout, &names)
+            joined(block, layout, layer + 1, &names)
         };
         Ok(Self {
             input_norm: view(&["input_layernorm.weight"])?,
@@ -54,23 +52,37 @@ impl LayerViews {
     }
 }
 
-impl OuterViews {
-    /// Views of the embedding, the final norm and the head in `flat`.
-    pub fn new(flat: &Tensor, layout: &Layout) -> Result<Self, ModelError> {
-        let view = |name: &str| joined(flat, layout, &[name.to_owned()]);
-        let head =
-            if layout.tensor("lm_head.weight").is_some() { "lm_head.weight" } else { "model.embed_tokens.weight" };
-        Ok(Self { embedding: view("model.embed_tokens.weight")?, norm: view("model.norm.weight")?, head: view(head)? })
+/// The embedding `[vocab, hidden]` in the vector of the first block.
+pub fn embedding(block: &Tensor, layout: &Layout) -> Result<Tensor, ModelError> {
+    joined(block, layout, 0, &["model.embed_tokens.weight".to_owned()])
+}
+
+impl HeadViews {
+    /// Views in the vectors of the last block and of the first, which has the output projection if it is tied.
+    pub fn new(last: &Tensor, first: &Tensor, layout: &Layout) -> Result<Self, ModelError> {
+        let number = layout.blocks.len() - 1;
+        let norm = joined(last, layout, number, &["model.norm.weight".to_owned()])?;
+        let head = match is_tied(layout) {
+            true => embedding(first, layout)?,
+            false => joined(last, layout, number, &["lm_head.weight".to_owned()])?,
+        };
+        Ok(Self { norm, head })
     }
 }
 
-/// Adjacent tensors seen as one, joined along their first dimension.
-fn joined(flat: &Tensor, layout: &Layout, names: &[String]) -> Result<Tensor, ModelError> {
+/// Whether the output projection is the embedding.
+pub fn is_tied(layout: &Layout) -> bool {
+    layout.tensor("lm_head.weight").is_none()
+}
+
+/// Adjacent tensors of a block seen as one, joined along their first dimension.
+fn joined(block: &Tensor, layout: &Layout, number: usize, names: &[String]) -> Result<Tensor, ModelError> {
     let find = |name: &String| layout.tensor(name).ok_or_else(|| ModelError::NoSuchTensor(name.clone()));
     let parts = names.iter().map(find).collect::<Result<Vec<_>, _>>()?;
     debug_assert!(parts.windows(2).all(|pair| pair[0].range().end == pair[1].offset));
     let mut shape: Vec<i64> = parts[0].shape.iter().map(|&n| n as i64).collect();
     shape[0] = parts.iter().map(|part| part.shape[0] as i64).sum();
     let len = parts.iter().map(|part| part.numel() as i64).sum();
-    Ok(flat.f_narrow(0, parts[0].offset as i64, len)?.f_view(shape.as_slice())?)
+    let offset = parts[0].offset - layout.blocks[number].range.start;
+    Ok(block.f_narrow(0, offset as i64, len)?.f_view(shape.as_slice())?)
 }

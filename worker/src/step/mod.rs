@@ -1,13 +1,21 @@
 //! One step of one rank: gradients of its slots, the exact sum over all slots, the decision, the update.
 
+mod gradients;
 mod records;
 mod shape;
 mod spare;
 mod types;
 
-use std::{ops::Range, time::Duration};
+use std::{
+    ops::Range,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
-use futures::future::FutureExt;
+use futures::{
+    channel::mpsc,
+    future::{FutureExt, OptionFuture, join},
+};
 use polo_recipe::{
     config::OnNonFinite,
     ids::{Generation, Rank, Step},
@@ -21,17 +29,18 @@ use crate::{
     boundary::{self, Boundary},
     decision::{Decision, Remedy, Verdict, compare, remedy},
     desk::Doing,
-    flat::Flat,
     moves::{Arrived, Givable, MoveError, batches, carry},
     optimizer::clip_coefficient,
     plane::{DataPlane, PlaneError, Transfer, gather::all_gather},
-    reduce::{Traffic, add_assign, chunk_square_norm, exchange, hand_out},
+    pool::Pool,
+    reduce::{Sums, Traffic, chunk_square_norm, exchange, hand_out},
     rig::{Arithmetic, Network, Update, Work},
     session::Order,
     state::TrainState,
 };
 
 use self::{
+    gradients::{MOST_WAITING, SlotSums, reduce_blocks},
     records::{Records, Slot},
     shape::{Shape, members, shape, shares},
     spare::SpareNote,
@@ -57,10 +66,12 @@ pub struct Bench<'a> {
     pub plane: &'a mut dyn DataPlane,
     /// What this rank holds.
     pub state: &'a mut TrainState,
-    /// Full-size gradient buffers, of which a step makes as many as it needs.
-    pub buffers: &'a mut Vec<Flat>,
+    /// Gradient buffers.
+    pub pool: &'a mut Pool,
     /// What computes.
     pub arithmetic: &'a mut dyn Arithmetic,
+    /// What lets two things happen at once.
+    pub network: &'a dyn Network,
 }
 
 /// Chunks that move to new owners while the first step is computed.
@@ -69,8 +80,14 @@ pub struct Background<'a> {
     pub moves: &'a [Move],
     /// The generation's plane for state.
     pub plane: &'a mut dyn DataPlane,
-    /// What lets two things happen at once.
-    pub network: &'a dyn Network,
+}
+
+/// What a rank's part of the gradient came to.
+struct Computed {
+    slots: Vec<Slot>,
+    compute: Duration,
+    traffic: Traffic,
+    moved: Moved,
 }
 
 /// One member's part in the steps of one generation.
@@ -142,12 +159,9 @@ impl<'a> Stepper<'a> {
         on_trouble: &dyn Fn(Trouble),
     ) -> Result<Outcome, StepError> {
         bench.state.summed.clear();
-        self.make_buffers(bench.buffers);
-        let (slots, compute, moved) = self.compute(bench, step, background).await?;
+        let Computed { slots, compute, mut traffic, moved } = self.compute(bench, step, background).await?;
         self.show(step, "exchange");
         let records = self.share(bench.plane, &slots).await?;
-        let mut buffers: Vec<_> = bench.buffers.iter_mut().map(Flat::as_mut_slice).collect();
-        let mut traffic = self.shape.reduce.run(bench.plane, &mut buffers).await?;
         self.note_sums(bench.state);
         let verdict = self.exchange_norms(bench, &mut traffic).await?;
         let decision = match self.decide(step, verdict, &records, on_trouble)? {
@@ -172,12 +186,6 @@ impl<'a> Stepper<'a> {
         Ok(Outcome::Done(done))
     }
 
-    /// Another rank's slots may need more of them than this rank's own.
-    fn make_buffers(&self, buffers: &mut Vec<Flat>) {
-        let num_buffers = self.shape.sums.num_buffers.max(buffers.len()).max(1);
-        buffers.resize_with(num_buffers, || Flat::zeros(self.setting.layout.num_params));
-    }
-
     fn show(&self, step: Step, phase: &'static str) {
         self.setting.desk.set_doing(Doing::new(self.generation, step, phase));
     }
@@ -186,76 +194,68 @@ impl<'a> Stepper<'a> {
         owned_by(&self.owners, self.rank)
     }
 
-    /// Computes this rank's slots while chunks move to their new owners.
+    /// Computes this rank's slots. Meanwhile the blocks that are done are reduced, and chunks move to their new owners.
     async fn compute(
         &mut self,
         bench: &mut Bench<'_>,
         step: Step,
         background: Option<Background<'_>>,
-    ) -> Result<(Vec<Slot>, Duration, Moved), StepError> {
-        let started = Instant::now();
-        let Some(background) = background else {
-            let slots = self.compute_slots(bench, step).await?;
-            return Ok((slots, started.elapsed(), Moved::default()));
-        };
-        self.show(step, "moving state");
-        let (mut slots, mut compute) = (Ok(Vec::new()), Duration::ZERO);
-        let (mut arrived, mut moving) = (Ok(Vec::new()), Duration::ZERO);
+    ) -> Result<Computed, StepError> {
+        if background.is_some() {
+            self.show(step, "moving state");
+        }
+        let Bench { plane, state, pool, arithmetic, network } = bench;
+        let (setting, generation) = (self.setting, self.generation);
+        let mut sums = self.reuse_sums(state);
+        let (abort, has_failed) = (plane.abort_handle(), AtomicBool::new(false));
+        let is_cancelled = || abort.is_aborted() || has_failed.load(Ordering::Relaxed);
+        let (ready, waiting) = mpsc::channel(MOST_WAITING);
+        let (mut computed, mut reduced, mut moved) = (Ok((Vec::new(), Duration::ZERO)), Ok(Traffic::default()), None);
         // The side only reads what the main one reads too: parameters, and moments that nobody changes before the update.
-        let Bench { plane, state, buffers, arithmetic } = bench;
-        let givable = Givable::of(state);
-        let params = state.params.as_slice();
-        let abort = plane.abort_handle();
+        let (givable, params, returns) = (Givable::of(state), state.params.as_slice(), pool.returns());
+        let Shape { sums: plan, reduce, .. } = &mut self.shape;
         let main = async {
-            let is_cancelled = || abort.is_aborted();
-            slots = self.compute_on(params, buffers, *arithmetic, step, &is_cancelled).await;
-            compute = started.elapsed();
+            let slot_sums = SlotSums::new(&setting.layout, plan, pool, ready);
+            let show = || setting.desk.set_doing(Doing::new(generation, step, "compute"));
+            computed = compute_slots(setting, &mut **arithmetic, slot_sums, params, step, &show, &is_cancelled).await;
         };
         let side = async {
-            arrived = move_chunks(background.plane, background.moves, &self.setting.layout, &givable).await;
-            moving = started.elapsed();
+            let reduce = reduce_blocks(reduce, &mut **plane, waiting, &mut sums, returns).inspect(|done| {
+                has_failed.fetch_or(done.is_err(), Ordering::Relaxed);
+            });
+            let moves = background.map(|Background { moves, plane }| {
+                timed(move_chunks(plane, moves, &setting.layout, &givable)).inspect(|(done, _)| {
+                    has_failed.fetch_or(done.is_err(), Ordering::Relaxed);
+                })
+            });
+            (reduced, moved) = join(reduce, OptionFuture::from(moves)).await;
         };
-        background.network.together(main.boxed_local(), side.boxed()).await;
+        network.together(main.boxed_local(), side.boxed()).await;
         drop(givable);
-        let (slots, arrived) = (slots?, arrived?);
+        // What went wrong on the side goes first: the main one then ends because of that.
+        let (traffic, moved) =
+            (reduced?, moved.map(|(arrived, time)| Ok::<_, MoveError>((arrived?, time))).transpose()?);
+        let (slots, compute) = computed?;
+        state.sums = sums;
+        let moved = moved.map_or(Moved::default(), |(arrived, time)| self.settle(state, step, arrived, time));
+        Ok(Computed { slots, compute, traffic, moved })
+    }
+
+    /// The memory of the last step's sums, of those chunks that are summed now.
+    fn reuse_sums(&self, state: &mut TrainState) -> Sums {
+        let owners = self.shape.reduce.owners();
+        let mut sums = std::mem::take(&mut state.sums);
+        sums.retain(|chunk, _| owners[chunk.0 as usize].contains(&self.rank));
+        sums
+    }
+
+    /// Takes over the chunks that have arrived.
+    fn settle(&self, state: &mut TrainState, step: Step, arrived: Vec<Arrived>, time: Duration) -> Moved {
         let num_bytes = arrived.iter().map(Arrived::num_bytes).sum();
         arrived.into_iter().for_each(|chunk| state.install(chunk, &self.setting.layout));
         // A joiner holds its chunks from here on: others may count on it when they drop theirs after this step.
         state.step = Some(step);
-        Ok((slots, compute, Moved { time: moving, num_bytes }))
-    }
-
-    async fn compute_slots(&self, bench: &mut Bench<'_>, step: Step) -> Result<Vec<Slot>, StepError> {
-        let abort = bench.plane.abort_handle();
-        let is_cancelled = || abort.is_aborted();
-        let params = bench.state.params.as_slice();
-        self.compute_on(params, bench.buffers, bench.arithmetic, step, &is_cancelled).await
-    }
-
-    /// Leaves each slot's gradient in its buffer, and adds the buffers that belong together after it.
-    async fn compute_on(
-        &self,
-        params: &[f32],
-        buffers: &mut [Flat],
-        arithmetic: &mut dyn Arithmetic,
-        step: Step,
-        is_cancelled: &dyn Fn() -> bool,
-    ) -> Result<Vec<Slot>, StepError> {
-        let mut slots = Vec::with_capacity(self.shape.sums.steps.len());
-        for slot in &self.shape.sums.steps {
-            self.show(step, "compute");
-            let grads = buffers[slot.buffer].as_mut_slice();
-            let done = arithmetic.slot_gradient(step, params, grads, is_cancelled).await?;
-            // Only a second look needs to know whose numbers are bad, so only that policy pays for finding out.
-            let looks = self.setting.on_non_finite == OnNonFinite::Recheck;
-            let is_finite =
-                !looks || done.tallies.iter().all(|t| t.loss.is_finite()) && grads.iter().all(|g| g.is_finite());
-            for merge in &slot.merges {
-                add(buffers, merge.into, merge.from);
-            }
-            slots.push(Slot { tallies: done.tallies, is_finite, data_wait: done.data_wait });
-        }
-        Ok(slots)
+        Moved { time, num_bytes }
     }
 
     /// Shows all members this rank's slots and what it was told.
@@ -276,8 +276,8 @@ impl<'a> Stepper<'a> {
 
     /// Takes the norms of this rank's sums, and compares them with those of the other owners.
     async fn exchange_norms(&self, bench: &mut Bench<'_>, traffic: &mut Traffic) -> Result<Verdict, PlaneError> {
-        let sums = bench.buffers[0].as_slice();
-        let norm = |chunk: usize| chunk_square_norm(&sums[self.chunks[chunk].clone()]);
+        let sums = &bench.state.sums;
+        let norm = |chunk: usize| sums.get(&ChunkId(chunk as u32)).map_or(0.0, |sum| chunk_square_norm(sum.as_slice()));
         let record: Vec<u8> = self.shape.reduce.owned(self.rank).flat_map(|c| norm(c).to_le_bytes()).collect();
         let lens: Vec<_> = members(self.num_members).map(|rank| 8 * self.shape.reduce.owned(rank).count()).collect();
         let num_peers = lens.len() as u64 - 1;
@@ -384,14 +384,14 @@ pub fn apply(
     step: Step,
     decision: Decision,
 ) -> Result<(), StepError> {
-    let Bench { state, buffers, arithmetic, .. } = bench;
+    let Bench { state, arithmetic, .. } = bench;
     state.moments.retain(|chunk, _| owned.contains(chunk));
     let clip_coefficient = clip_coefficient(decision.grad_norm, setting.max_grad_norm);
     if !decision.skip {
         for (chunk, moments) in &mut state.moments {
             let range = setting.layout.chunks[chunk.0 as usize].range.clone();
-            let params = &mut state.params.as_mut_slice()[range.clone()];
-            let grads = &mut buffers[0].as_mut_slice()[range];
+            let params = &mut state.params.as_mut_slice()[range];
+            let grads = state.sums.get_mut(chunk).ok_or(StepError::NoSum { step, chunk: chunk.0 })?.as_mut_slice();
             arithmetic.update(Update { chunk: *chunk, step, clip_coefficient, params, moments, grads })?;
         }
     }
@@ -425,9 +425,38 @@ pub fn owned_by(owners: &[Vec<Rank>], rank: Rank) -> Vec<ChunkId> {
     (0..).map(ChunkId).zip(owners).filter(|(_, owners)| owners.contains(&rank)).map(|(chunk, _)| chunk).collect()
 }
 
-/// Adds one buffer to another.
-fn add(buffers: &mut [Flat], into: usize, from: usize) {
-    let (low, high) = buffers.split_at_mut(into.max(from));
-    let (sum, term) = if into < from { (&mut low[into], &high[0]) } else { (&mut high[0], &low[from]) };
-    add_assign(sum.as_mut_slice(), term.as_slice());
+/// What a future comes to, and how long that took.
+async fn timed<T>(work: impl Future<Output = T>) -> (T, Duration) {
+    let started = Instant::now();
+    let done = work.await;
+    (done, started.elapsed())
+}
+
+/// Computes a rank's slots one after another. Returns how long that took, without waiting for reductions.
+async fn compute_slots(
+    setting: &Setting,
+    arithmetic: &mut dyn Arithmetic,
+    mut sums: SlotSums<'_>,
+    params: &[f32],
+    step: Step,
+    show: &dyn Fn(),
+    is_cancelled: &dyn Fn() -> bool,
+) -> Result<(Vec<Slot>, Duration), StepError> {
+    let (started, num_slots) = (Instant::now(), sums.num_slots());
+    if num_slots == 0 {
+        sums.bring_nothing().await?;
+    }
+    let mut slots = Vec::with_capacity(num_slots);
+    for _ in 0..num_slots {
+        show();
+        // Only a second look needs to know whose numbers are bad, so only that policy pays for finding out.
+        let looks = setting.on_non_finite == OnNonFinite::Recheck;
+        if looks {
+            sums.look();
+        }
+        let done = arithmetic.slot_gradient(step, params, &mut sums, is_cancelled).await?;
+        let is_finite = sums.next_slot() && (!looks || done.tallies.iter().all(|t| t.loss.is_finite()));
+        slots.push(Slot { tallies: done.tallies, is_finite, data_wait: done.data_wait });
+    }
+    Ok((slots, started.elapsed() - sums.blocked))
 }

@@ -8,7 +8,7 @@ use polo_recipe::{
 };
 
 use super::{Attempt, Setting};
-use crate::reduce::ExactReduce;
+use crate::reduce::{Cuts, ExactReduce};
 
 /// Who computes and who sums what.
 pub(super) struct Shape {
@@ -44,13 +44,12 @@ pub(super) fn shape(
 ) -> Shape {
     let slots = setting.batch.slots;
     let shares = shares(setting, num_members, computing, attempt.rotation);
-    let chunks = setting.layout.chunks.iter().map(|c| c.range.clone()).collect();
     let mut owners = owners.to_vec();
     if attempt.has_witnesses {
         owners.iter_mut().for_each(|owners| add_witness(owners, num_members));
     }
     let sums = SumPlan::new(slots, &shares[rank.index()]);
-    Shape { reduce: ExactReduce::new(slots, &shares, chunks, owners, rank), sums, shares }
+    Shape { reduce: ExactReduce::new(slots, &shares, Cuts::of(&setting.layout), owners, rank), sums, shares }
 }
 
 /// Adds the member that comes after the owners of a chunk, unless all members are owners. Which chunk comes out wrong

@@ -57,6 +57,14 @@ pub enum StepError {
         /// Norm of the summed gradient.
         grad_norm: f64,
     },
+    /// An update without its gradient; never, unless something here is wrong.
+    #[error("step {step}: chunk {chunk} was to be updated without a sum of its gradients")]
+    NoSum {
+        /// The step that was not taken.
+        step: Step,
+        /// Number of the chunk.
+        chunk: u32,
+    },
     /// Owners of a chunk kept getting different sums from the same gradients.
     #[error(
         "step {step}: ranks {suspects:?} summed chunk {chunk} differently {num_times} times in a row; the memory or processor of one of them is at fault, and with two workers it cannot be told which"

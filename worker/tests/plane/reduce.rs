@@ -6,7 +6,10 @@ use futures::executor::block_on;
 use polo_recipe::ids::Rank;
 use polo_recipe::ownership::assign_owners;
 use polo_recipe::slots::{SumPlan, assign, split};
-use polo_worker::reduce::{ExactReduce, Traffic, add_assign, chunk_square_norm, hand_out};
+use polo_worker::{
+    flat::Flat,
+    reduce::{Cuts, ExactReduce, Sums, Traffic, add_assign, chunk_square_norm, hand_out},
+};
 use proptest::prelude::*;
 
 use crate::worlds::{PATIENCE, on_all, tcp};
@@ -30,6 +33,14 @@ fn value() -> impl Strategy<Value = f32> {
         1 => Just(f32::MAX),
         1 => INFINITE | POSITIVE,
     ]
+}
+
+impl Work {
+    /// Each of some chunks.
+    fn blocks(&self) -> Vec<Range<usize>> {
+        const MOST_CHUNKS: usize = 3;
+        self.chunks.chunks(MOST_CHUNKS).map(|chunks| chunks[0].start..chunks[chunks.len() - 1].end).collect()
+    }
 }
 
 fn work() -> impl Strategy<Value = Work> {
@@ -103,13 +114,17 @@ fn train_step(work: &Work, world: &World) -> Vec<(Totals, Traffic)> {
                 add_assign(into, from);
             }
         }
-        let (chunks, owners) = (work.chunks.clone(), world.owners.clone());
-        let mut reduce = ExactReduce::new(slots, &world.shares, chunks, owners, plane.rank());
+        let cuts = Cuts { blocks: work.blocks(), chunks: work.chunks.clone() };
+        let mut reduce = ExactReduce::new(slots, &world.shares, cuts, world.owners.clone(), plane.rank());
         reduce.set_scratch_params(work.scratch_params);
-        let mut pieces: Vec<_> = buffers.iter_mut().map(Vec::as_mut_slice).collect();
-        let traffic = block_on(reduce.run(&mut *plane, &mut pieces)).expect("a reduction");
-        let total = |chunk: usize| (chunk, buffers[0][work.chunks[chunk].clone()].to_vec());
-        (reduce.owned(plane.rank()).map(total).collect(), traffic)
+        let (mut sums, mut traffic) = (Sums::new(), Traffic::default());
+        for (number, block) in work.blocks().iter().enumerate().rev() {
+            let piece = |buffer: &Vec<f32>| Flat::from(buffer[block.clone()].to_vec());
+            let pieces: Vec<_> = buffers[..plan.pieces.len()].iter().map(piece).collect();
+            traffic += block_on(reduce.run(&mut *plane, number, &pieces, &mut sums)).expect("a reduction");
+        }
+        let totals = sums.into_iter().map(|(chunk, total)| (chunk.0 as usize, total.as_slice().to_vec()));
+        (totals.collect(), traffic)
     })
 }
 

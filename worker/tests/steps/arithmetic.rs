@@ -10,9 +10,11 @@ use polo_recipe::{
 use polo_store::StoreError;
 use polo_worker::{
     decision::Tally,
-    rig::{Arithmetic, SlotDone, Update, Work},
+    rig::{Arithmetic, Gradients, SlotDone, Update, Work, complete_all},
     step::StepError,
 };
+
+use crate::scene::layout;
 
 /// Numbers that are not finite.
 #[derive(Debug, Clone, Copy)]
@@ -62,17 +64,19 @@ impl Fake {
         self.left.pop_front()
     }
 
-    fn compute(&mut self, step: Step, params: &[f32], grads: &mut [f32]) -> Result<SlotDone, StepError> {
+    async fn compute(&mut self, step: Step, params: &[f32], to: &mut dyn Gradients) -> Result<SlotDone, StepError> {
         let slot = self.next_slot(step).ok_or(StepError::NoBatch(step))?;
-        gradient(step, slot, params, grads);
+        let mut grads = vec![0.0; params.len()];
+        gradient(step, slot, params, &mut grads);
         let mut loss = SLOT_TOKENS as f64 * (2.0 + f64::from(noise(step, slot, 0)));
         let is_here = |bad: &Bad| bad.only_on.is_none_or(|rank| rank == self.rank);
         match self.bad.filter(|bad| (bad.step, bad.slot) == (step, slot)).filter(is_here).map(|bad| bad.kind) {
-            Some(Kind::NanGradient) => grads[grads.len() / 2] = f32::NAN,
-            Some(Kind::InfiniteGradient) => grads[grads.len() / 2] = f32::NEG_INFINITY,
+            Some(Kind::NanGradient) => grads[params.len() / 2] = f32::NAN,
+            Some(Kind::InfiniteGradient) => grads[params.len() / 2] = f32::NEG_INFINITY,
             Some(Kind::InfiniteLoss) => loss = f64::INFINITY,
             None => {}
         }
+        complete_all(to, &layout(), &grads).await?;
         let tallies = vec![Tally { loss, num_tokens: SLOT_TOKENS }];
         Ok(SlotDone { tallies, data_wait: Duration::ZERO })
     }
@@ -97,11 +101,10 @@ impl Arithmetic for Fake {
         &'a mut self,
         step: Step,
         params: &'a [f32],
-        grads: &'a mut [f32],
+        grads: &'a mut dyn Gradients,
         _: &'a dyn Fn() -> bool,
     ) -> LocalBoxFuture<'a, Result<SlotDone, StepError>> {
-        let done = self.compute(step, params, grads);
-        async { done }.boxed_local()
+        self.compute(step, params, grads).boxed_local()
     }
 
     fn update(&mut self, update: Update<'_>) -> Result<(), StepError> {

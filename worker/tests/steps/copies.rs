@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use polo_recipe::ids::{Rank, Step};
+use polo_recipe::{
+    ids::{Rank, Step},
+    layout::ChunkId,
+};
 use polo_worker::{
     plane::PlaneError,
     step::{StepError, Trouble, owned_by},
@@ -10,7 +13,7 @@ use polo_worker::{
 
 use crate::{
     flips::Flip,
-    scene::{NUM_STEPS, Scene, Seen, assert_equal_ends, undisturbed},
+    scene::{NUM_STEPS, Scene, Seen, assert_equal_ends, layout, undisturbed},
 };
 
 const STEP: Step = Step(2);
@@ -117,7 +120,11 @@ fn of_two_ranks_it_cannot_be_told_who_is_wrong_and_the_third_time_is_an_error_th
 #[test]
 fn the_chunk_that_is_named_is_the_one_in_which_the_bit_flipped() {
     let scene = flipping(4, 2, 1);
-    let damaged = owned_by(&scene.owners(), ODD)[0];
+    // Blocks are reduced from the last to the first.
+    let (owned, chunks) = (owned_by(&scene.owners(), ODD), layout().chunks);
+    let block = |chunk: &ChunkId| chunks[chunk.0 as usize].block;
+    let last = owned.iter().map(block).max();
+    let damaged = owned.iter().copied().find(|chunk| Some(block(chunk)) == last).expect("a chunk of its own");
     let ranks = scene.play();
     assert_equal_ends(&ranks, &undisturbed(), 2);
     for (_, trouble) in ranks.iter().flat_map(|seen| &seen.troubles) {

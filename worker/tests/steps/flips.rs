@@ -13,12 +13,12 @@ pub struct Flip {
     pub step: Step,
     /// In so many tries of it.
     pub num_tries: usize,
-    /// Whether it is in the last piece, not the first, in every other try.
+    /// Whether it is in another block in every other try.
     pub wanders: bool,
 }
 
-/// Of a try's exchanges, the one that brings the gradient pieces: the ranks' records come before it.
-const PIECES: usize = 1;
+/// Of a try's exchanges that bring something, a later one that still brings gradient pieces: blocks come first.
+const ANOTHER: usize = 2;
 
 /// A plane in which bits flip.
 pub struct Flipping {
@@ -41,24 +41,21 @@ impl Flipping {
         (self.step, self.num_exchanges) = (step, 0);
     }
 
-    fn flips_now(&mut self) -> bool {
-        let is_due = self.flip.is_some_and(|flip| flip.step == self.step) && self.num_exchanges == PIECES;
-        self.num_exchanges += 1;
-        let flips = is_due && self.num_tries_left > 0;
-        self.num_tries_left -= usize::from(flips);
-        flips
-    }
-
-    fn damage(&self, group: &mut [Transfer<'_>]) {
-        let mut received = group.iter_mut().filter_map(|transfer| match transfer {
+    fn flip_if_due(&mut self, group: &mut [Transfer<'_>]) {
+        let received = group.iter_mut().find_map(|transfer| match transfer {
             Transfer::Recv { bytes, .. } if !bytes.is_empty() => Some(bytes),
             _ => None,
         });
-        let is_last = self.flip.is_some_and(|flip| flip.wanders) && self.num_tries_left.is_multiple_of(2);
-        let piece = if is_last { received.last() } else { received.next() }.expect("a piece to damage");
-        let at = if is_last { piece.len() - 4 } else { 0 };
-        // The third byte of a little-endian fp32 is of the mantissa, but for its highest bit.
-        piece[at + 2] ^= 0x10;
+        let Some(piece) = received else { return };
+        let is_another = self.flip.is_some_and(|flip| flip.wanders) && self.num_tries_left.is_multiple_of(2);
+        let wanted = if is_another { ANOTHER } else { 0 };
+        let is_due = self.flip.is_some_and(|flip| flip.step == self.step) && self.num_exchanges == wanted;
+        self.num_exchanges += 1;
+        if is_due && self.num_tries_left > 0 {
+            // The third byte of a little-endian fp32 is of the mantissa, but for its highest bit.
+            piece[2] ^= 0x10;
+            self.num_tries_left -= 1;
+        }
     }
 }
 
@@ -78,9 +75,7 @@ impl DataPlane for Flipping {
     fn exchange<'a>(&'a mut self, group: &'a mut [Transfer<'_>]) -> BoxFuture<'a, Result<(), PlaneError>> {
         async move {
             self.inner.exchange(group).await?;
-            if self.flips_now() {
-                self.damage(group);
-            }
+            self.flip_if_due(group);
             Ok(())
         }
         .boxed()

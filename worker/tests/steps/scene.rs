@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use futures::executor::block_on;
+use futures::{
+    executor::block_on,
+    future::{BoxFuture, FutureExt, LocalBoxFuture, join},
+};
 use polo_recipe::{
     config::{Copies, OnNonFinite, Recipe},
     ids::{Generation, Rank, Step},
@@ -16,8 +19,9 @@ use polo_worker::{
     arrival::{Arrival, Held, Terms, arrive},
     desk::Desk,
     flat::Flat,
-    plane::{AbortHandle, DataPlane},
-    rig::Arithmetic,
+    plane::{AbortHandle, DataPlane, Lane, PlaneError},
+    pool::Pool,
+    rig::{Arithmetic, Network},
     session::{Order, Role, Session},
     state::{Ledger, Moments, TrainState},
     step::{Bench, Outcome, Setting, StepDone, StepError, Stepper, Trouble, owned_by},
@@ -160,6 +164,24 @@ impl Coordinator {
 /// A chunk's number, and the bits of its moments.
 type ChunkBits = (u32, [Vec<u32>; 2]);
 
+/// Runs two things on one thread.
+struct SideBySide;
+
+impl Network for SideBySide {
+    fn form<'a>(
+        &'a self,
+        _: &'a Order,
+        _: Lane,
+        _: &'a AbortHandle,
+    ) -> BoxFuture<'a, Result<Box<dyn DataPlane>, PlaneError>> {
+        async { unreachable!("the planes are there") }.boxed()
+    }
+
+    fn together<'a>(&'a self, main: LocalBoxFuture<'a, ()>, side: BoxFuture<'a, ()>) -> LocalBoxFuture<'a, ()> {
+        join(main, side).map(drop).boxed_local()
+    }
+}
+
 /// What became of a rank.
 pub struct Seen {
     pub state: TrainState,
@@ -181,7 +203,7 @@ impl Seen {
         arithmetic: &mut Fake,
         coordinator: &Coordinator,
     ) -> Result<(), StepError> {
-        let mut buffers = Vec::new();
+        let mut pool = Pool::default();
         arithmetic.begin(stepper.work(Step(0)))?;
         for step in (0..num_steps).map(Step) {
             loop {
@@ -192,7 +214,8 @@ impl Seen {
                     troubles.lock().expect("no panic").push((step, trouble.clone()));
                     coordinator.hear(&trouble);
                 };
-                let mut bench = Bench { plane, state: &mut self.state, buffers: &mut buffers, arithmetic };
+                let state = &mut self.state;
+                let mut bench = Bench { plane, state, pool: &mut pool, arithmetic, network: &SideBySide };
                 match stepper.take(&mut bench, step, None, &note).await? {
                     Outcome::Done(done) => break self.done.push(done),
                     Outcome::Again(attempt) => stepper.try_again(attempt),
