@@ -14,7 +14,7 @@ use std::{
 
 use futures::{
     channel::mpsc,
-    future::{FutureExt, OptionFuture, join},
+    future::{FutureExt, OptionFuture},
 };
 use polo_recipe::{
     config::OnNonFinite,
@@ -209,7 +209,9 @@ impl<'a> Stepper<'a> {
         let mut sums = self.reuse_sums(state);
         let (abort, has_failed) = (plane.abort_handle(), AtomicBool::new(false));
         let is_cancelled = || abort.is_aborted() || has_failed.load(Ordering::Relaxed);
-        let (ready, waiting) = mpsc::channel(MOST_WAITING);
+        // Whoever computes does not wait for chunks that move.
+        let most_waiting = if background.is_some() { setting.layout.blocks.len() } else { MOST_WAITING };
+        let (ready, waiting) = mpsc::channel(most_waiting);
         let (mut computed, mut reduced, mut moved) = (Ok((Vec::new(), Duration::ZERO)), Ok(Traffic::default()), None);
         // The side only reads what the main one reads too: parameters, and moments that nobody changes before the update.
         let (givable, params, returns) = (Givable::of(state), state.params.as_slice(), pool.returns());
@@ -219,16 +221,15 @@ impl<'a> Stepper<'a> {
             let show = || setting.desk.set_doing(Doing::new(generation, step, "compute"));
             computed = compute_slots(setting, &mut **arithmetic, slot_sums, params, step, &show, &is_cancelled).await;
         };
+        // One after the other, on every rank alike: a plane may block its thread while it waits for other ranks.
         let side = async {
-            let reduce = reduce_blocks(reduce, &mut **plane, waiting, &mut sums, returns).inspect(|done| {
-                has_failed.fetch_or(done.is_err(), Ordering::Relaxed);
-            });
-            let moves = background.map(|Background { moves, plane }| {
-                timed(move_chunks(plane, moves, &setting.layout, &givable)).inspect(|(done, _)| {
-                    has_failed.fetch_or(done.is_err(), Ordering::Relaxed);
-                })
-            });
-            (reduced, moved) = join(reduce, OptionFuture::from(moves)).await;
+            let moves =
+                background.map(|Background { moves, plane }| move_chunks(plane, moves, &setting.layout, &givable));
+            moved = OptionFuture::from(moves.map(timed)).await;
+            if !matches!(moved, Some((Err(_), _))) {
+                reduced = reduce_blocks(reduce, &mut **plane, waiting, &mut sums, returns).await;
+            }
+            has_failed.store(reduced.is_err() || matches!(moved, Some((Err(_), _))), Ordering::Relaxed);
         };
         network.together(main.boxed_local(), side.boxed()).await;
         drop(givable);
