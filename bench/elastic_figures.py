@@ -67,13 +67,14 @@ def samples_in_state(rows, moment):
 
 
 def share_kept(rows, moments):
-    """What a job gained in every other stretch between these moments, beginning with the second, as a share of what it
-    gained in those before them; None if it gained nothing there."""
+    """What a job gained of what it would have gained without kills. A kill is made at every other of these evenly spaced
+    moments, from the first on; the stretch after the next moment is taken as undisturbed, so a job must have recovered
+    by then. None if it gained nothing there."""
     in_state = [samples_in_state(rows, moment) for moment in moments]
     gained = [after - before for before, after in zip(in_state, in_state[1:])]
-    undisturbed, killed = gained[0::2], gained[1::2]
-    share = sum(killed) / sum(undisturbed) if sum(undisturbed) else None
-    return {"undisturbed": undisturbed, "killed": killed, "share": share}
+    killed, undisturbed = gained[0::2], gained[1::2]
+    share = sum(gained) / (2 * sum(undisturbed)) if sum(undisturbed) else None
+    return {"killed": killed, "undisturbed": undisturbed, "share": share}
 
 
 def spread(values):

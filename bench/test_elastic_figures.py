@@ -54,14 +54,14 @@ class Samples(unittest.TestCase):
 
 
 class ShareKept(unittest.TestCase):
-    def test_every_other_stretch_is_one_with_a_kill(self):
-        rows = steps(1, 10, 10.5, 1) + steps(11, 14, 26.5, 2) + steps(15, 24, 30.5, 2) + steps(25, 30, 44.5, 3)
+    def test_what_follows_a_kill_is_held_against_what_follows_that(self):
+        rows = steps(1, 4, 16.5, 2) + steps(5, 14, 20.5, 2) + steps(15, 20, 34.5, 3) + steps(21, 30, 40.5, 3)
         kept = share_kept(rows, [10, 20, 30, 40, 50])
-        self.assertEqual(kept, {"undisturbed": [60, 60], "killed": [24, 36], "share": 0.5})
+        self.assertEqual(kept, {"killed": [24, 36], "undisturbed": [60, 60], "share": 0.75})
 
     def test_what_a_kill_makes_a_job_do_again_is_lost_in_its_own_stretch(self):
-        rows = steps(1, 10, 10.5, 0) + steps(6, 15, 20.5, 1)
-        self.assertEqual(share_kept(rows, [10, 20, 30])["share"], 0.5)
+        rows = steps(1, 10, 0.5, 0) + steps(6, 10, 10.5, 1) + steps(11, 20, 20.5, 1)
+        self.assertEqual(share_kept(rows, [10, 20, 30])["killed"], [0])
 
     def test_a_job_that_never_trained_has_no_share(self):
         self.assertIsNone(share_kept([], [10, 20, 30])["share"])
