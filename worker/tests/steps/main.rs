@@ -1,9 +1,10 @@
-//! Steps of whole worlds over real sockets, while numbers are wrong: bits that flip on the way, loss and gradients that
-//! are not finite.
+//! Steps of whole worlds over real sockets, while ranks join and while numbers are wrong: bits that flip on the way, loss
+//! and gradients that are not finite.
 
 mod arithmetic;
 mod copies;
 mod flips;
+mod joining;
 mod memory;
 mod not_finite;
 mod scene;

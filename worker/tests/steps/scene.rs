@@ -85,7 +85,7 @@ impl Scene {
         seen.into_iter().map(|(seen, _)| seen).collect()
     }
 
-    fn setting(&self, layout: Layout) -> Setting {
+    pub fn setting(&self, layout: Layout) -> Setting {
         let recipe = recipe();
         let tokens = [SourceTokens { name: "a".into(), num_tokens: 4001 }];
         let (effects, messages) = (unbounded_channel().0, unbounded_channel().0);
@@ -107,7 +107,7 @@ impl Scene {
         let arrival = self.arrival(&setting);
         let mut arithmetic = Fake::new(plane.rank(), self.bad);
         let mut seen = Seen {
-            state: first_state(&setting, &arrival, plane.rank(), &mut arithmetic).await,
+            state: first_state(&setting, owned_by(&arrival.owners, plane.rank()), &mut arithmetic).await,
             done: Vec::new(),
             troubles: Vec::new(),
             num_tries: 0,
@@ -123,7 +123,7 @@ impl Scene {
         self.arrival(&self.setting(layout())).owners
     }
 
-    fn order(&self, rank: Rank) -> Order {
+    pub fn order(&self, rank: Rank) -> Order {
         Order {
             generation: Generation(1),
             rank: rank.0,
@@ -165,7 +165,7 @@ impl Coordinator {
 type ChunkBits = (u32, [Vec<u32>; 2]);
 
 /// Runs two things on one thread.
-struct SideBySide;
+pub struct SideBySide;
 
 impl Network for SideBySide {
     fn form<'a>(
@@ -267,11 +267,12 @@ pub fn layout() -> Layout {
     Layout::with_chunk_params(&recipe().model.qwen2, 32)
 }
 
-async fn first_state(setting: &Setting, arrival: &Arrival, rank: Rank, arithmetic: &mut Fake) -> TrainState {
+/// The state of step 0 of a rank that owns those chunks.
+pub async fn first_state(setting: &Setting, owned: Vec<ChunkId>, arithmetic: &mut Fake) -> TrainState {
     let mut state = TrainState::empty(&setting.layout, &setting.plan);
     arithmetic.initialize(&setting.layout, state.params.as_mut_slice()).await.expect("parameters");
     let zeros = |chunk: ChunkId| (chunk, Moments::zeros(setting.layout.chunks[chunk.0 as usize].range.len()));
-    state.moments = owned_by(&arrival.owners, rank).into_iter().map(zeros).collect();
+    state.moments = owned.into_iter().map(zeros).collect();
     state.ledger = Ledger::new(&setting.plan);
     (state.step, state.params_complete) = (Some(Step(0)), true);
     state
