@@ -186,37 +186,15 @@ impl Builder {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn published(
-        hidden: usize,
-        layers: usize,
-        heads: (usize, usize),
-        mlp: usize,
-        vocab: usize,
-        tied: bool,
-    ) -> Qwen2Config {
-        Qwen2Config {
-            hidden_size: hidden,
-            num_hidden_layers: layers,
-            num_attention_heads: heads.0,
-            num_key_value_heads: heads.1,
-            intermediate_size: mlp,
-            vocab_size: vocab,
-            tie_word_embeddings: tied,
-            rms_norm_eps: 1e-6,
-            rope_theta: 1e6,
-            max_position_embeddings: 131_072,
-            initializer_range: 0.02,
-        }
-    }
+    use crate::testing::{published, qwen2_7b, qwen2_72b};
 
     #[test]
     fn published_sizes_have_their_published_parameter_and_tensor_counts() {
         for (config, params, tensors) in [
             (published(896, 24, (14, 2), 4864, 151_936, true), 494_032_768, 290),
             (published(1536, 28, (12, 2), 8960, 151_936, true), 1_543_714_304, 338),
-            (published(3584, 28, (28, 4), 18_944, 152_064, false), 7_615_616_512, 339),
-            (published(8192, 80, (64, 8), 29_568, 152_064, false), 72_706_203_648, 963),
+            (qwen2_7b(), 7_615_616_512, 339),
+            (qwen2_72b(), 72_706_203_648, 963),
         ] {
             let layout = Layout::qwen2(&config);
             assert_eq!((layout.num_params, layout.tensors.len()), (params, tensors));

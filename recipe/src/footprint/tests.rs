@@ -1,0 +1,153 @@
+//! The formulas of ARCHITECTURE.md, "What a worker holds", written out for published models.
+
+use super::*;
+use crate::layout::CHUNK_PARAMS;
+use crate::testing::{published, qwen2_7b, qwen2_72b};
+
+const GIB: u64 = 1 << 30;
+
+fn problem(model: Qwen2Config, [samples_per_step, slots, micro_batch]: [usize; 3]) -> Problem {
+    let batch = Batch { seq_len: 4096, samples_per_step, slots, micro_batch, document_mask: false };
+    Problem { model, batch, copies: Copies::Number(2), recompute: false, gather: Gather::Step }
+}
+
+fn of(problem: &Problem, num_workers: usize) -> Footprint {
+    footprint(problem, num_workers).expect("so many take part")
+}
+
+/// Parameters of 7B: in a layer two norms, q, k and v with biases, o, gate, up and down.
+const H7: u64 = 3584;
+const K7: u64 = 512;
+const M7: u64 = 18_944;
+const V7: u64 = 152_064;
+const LAYER7: u64 = 2 * H7 + (H7 + 2 * K7) * (H7 + 1) + H7 * H7 + 3 * H7 * M7;
+const P7: u64 = V7 * H7 + 28 * LAYER7 + H7 + V7 * H7;
+
+const H72: u64 = 8192;
+const K72: u64 = 1024;
+const M72: u64 = 29_568;
+const V72: u64 = 152_064;
+const LAYER72: u64 = 2 * H72 + (H72 + 2 * K72) * (H72 + 1) + H72 * H72 + 3 * H72 * M72;
+const P72: u64 = V72 * H72 + 80 * LAYER72 + H72 + V72 * H72;
+
+#[test]
+fn the_7b_with_a_slot_and_a_micro_batch_each() {
+    let found = of(&problem(qwen2_7b(), [8, 8, 1]), 8);
+    let owned = found.owned_params;
+    assert!(owned.abs_diff(P7 * 2 / 8) <= CHUNK_PARAMS as u64, "{owned}");
+    assert_eq!(found.params_bytes, 4 * P7);
+    assert_eq!((found.moments_bytes, found.sums_bytes), (8 * owned, 4 * owned));
+    // Four layers between backward and reduction.
+    assert_eq!(found.gradients_bytes, 4 * (V7 * H7 + (V7 * H7 + H7) + 4 * LAYER7));
+    assert_eq!(found.gradients_after_move_bytes, 4 * P7);
+    // Seven other workers' sums of 2^23 / 8 elements.
+    assert_eq!(found.scratch_bytes, 4 * 7 * (1 << 20));
+    // Owners take turns chunk by chunk, which is even to within a few chunks.
+    assert!(found.checkpoint_bytes.abs_diff(12 * P7 / 8) <= 12 * P7 / 8 / 50);
+    let saved = 5 * H7 + 2 * K7 + 2 * M7 + 28 + 2;
+    assert_eq!(found.activations_bytes, 4 * 4096 * (29 * H7 + 28 * saved));
+    // 2^26 logits are 441 rows, rounded down to a multiple of 16.
+    assert_eq!(found.logits_bytes, 4 * 432 * V7);
+    assert_eq!(found.head_bytes, 4 * (432 * V7 + 4096 * (3 * H7 + 1)));
+    assert_eq!(found.layer_bytes, 4 * 4096 * M7);
+    assert_eq!(found.working_bytes(), found.head_bytes);
+    assert_eq!(found.traffic.sums_sent_bytes, 4 * (2 * P7 - owned));
+    assert_eq!(found.traffic.sums_received_bytes, 4 * 7 * owned);
+    assert_eq!(found.traffic.params_bytes, 4 * P7 * 6 / 8);
+    let parts = 4 * P7 + 12 * owned + found.gradients_bytes + found.scratch_bytes + found.checkpoint_bytes;
+    assert_eq!(found.total_bytes(), parts + found.activations_bytes + found.head_bytes);
+    assert_eq!(found.total_after_move_bytes() - found.total_bytes(), 4 * 24 * LAYER7);
+}
+
+#[test]
+fn the_7b_gathered_block_by_block_and_recomputed() {
+    let problem = Problem {
+        recompute: true,
+        gather: Gather::Block,
+        copies: Copies::Number(1),
+        ..problem(qwen2_7b(), [16, 8, 1])
+    };
+    let found = of(&problem, 4);
+    let owned = found.owned_params;
+    assert!(owned.abs_diff(P7 / 4) <= CHUNK_PARAMS as u64);
+    // The last layer and the head are the largest two neighbours.
+    assert_eq!(found.params_bytes, 4 * (owned + LAYER7 + V7 * H7 + H7));
+    // Two slots need two buffers for one sum; three layers are in flight.
+    assert_eq!(found.gradients_bytes, 4 * (2 * V7 * H7 + 2 * (V7 * H7 + H7) + (2 + 3) * LAYER7));
+    // Two slots of two micro-batches.
+    assert_eq!(found.activations_bytes, 4 * (4 * 4096) * 29 * H7);
+    let saved = 5 * H7 + 2 * K7 + 2 * M7 + 28 + 2;
+    assert_eq!(found.layer_bytes, 4 * 4096 * (M7 + saved + H7));
+    assert_eq!(found.working_bytes(), found.layer_bytes);
+    assert_eq!(found.traffic.params_bytes, 4 * (P7 + 28 * LAYER7) * 3 / 4);
+}
+
+#[test]
+fn the_72b_with_several_slots_and_micro_batches_holds_whole_gradients() {
+    let problem = problem(qwen2_72b(), [64, 32, 1]);
+    let found = of(&problem, 16);
+    assert_eq!((found.num_slots, found.params_bytes), (2, 4 * P72));
+    assert!(found.owned_params.abs_diff(P72 * 2 / 16) <= CHUNK_PARAMS as u64);
+    // The first slot's sum waits while the second is computed; micro-batches hold their slot's gradient meanwhile.
+    assert_eq!(found.gradients_bytes, 4 * 2 * P72);
+    let saved = 5 * H72 + 2 * K72 + 2 * M72 + 64 + 2;
+    assert_eq!(found.activations_bytes, 4 * 4096 * (81 * H72 + 80 * saved + H72));
+    // With one micro-batch to a slot, the second slot's gradients of layers come and go one by one.
+    let of_one = of(&Problem { batch: Batch { micro_batch: 2, ..problem.batch.clone() }, ..problem.clone() }, 16);
+    assert_eq!(of_one.gradients_bytes, 4 * (2 * V72 * H72 + 2 * (V72 * H72 + H72) + 81 * LAYER72));
+    // Of five slots, the second of two workers has three, which end in two sums: no addition follows the last.
+    let batch = Batch { samples_per_step: 5, slots: 5, ..problem.batch.clone() };
+    let uneven = of(&Problem { batch, ..problem }, 2);
+    assert_eq!((uneven.num_slots, uneven.traffic.sums_received_bytes), (3, 4 * uneven.owned_params));
+    assert_eq!(uneven.gradients_bytes, 4 * (2 * V72 * H72 + 2 * (V72 * H72 + H72) + (80 + 4) * LAYER72));
+}
+
+#[test]
+fn the_72b_gathered_block_by_block() {
+    let found = of(&Problem { gather: Gather::Block, ..problem(qwen2_72b(), [64, 64, 1]) }, 64);
+    let owned = found.owned_params;
+    assert_eq!(found.params_bytes, 4 * (owned + LAYER72 + V72 * H72 + H72));
+    assert_eq!(found.gradients_bytes, 4 * (V72 * H72 + (V72 * H72 + H72) + (1 + 3) * LAYER72));
+    assert_eq!(found.traffic.params_bytes, 4 * (P72 + 80 * LAYER72) * 62 / 64);
+    assert_eq!(found.traffic.sums_received_bytes, 4 * 63 * owned);
+}
+
+#[test]
+fn a_tied_embedding_stays_until_the_head_is_through() {
+    let tied = published(896, 24, (14, 2), 4864, 151_936, true);
+    let layout = Layout::qwen2(&tied);
+    let [embedding, layer] = [0, 1].map(|block| layout.blocks[block].range.len() as u64);
+    let found = of(&Problem { gather: Gather::Block, ..problem(tied, [8, 4, 1]) }, 2);
+    assert_eq!(found.params_bytes, 4 * (found.owned_params + embedding + 2 * layer));
+    // Of both slots, the head's gradient of it waits for that of the rows.
+    assert_eq!(found.gradients_bytes, 4 * (2 * embedding + 2 * 896 + (2 + 3) * layer));
+}
+
+#[test]
+fn a_world_that_cannot_be_has_no_footprint() {
+    let problem = problem(qwen2_7b(), [8, 8, 1]);
+    assert_eq!((footprint(&problem, 0), footprint(&problem, 9)), (None, None));
+}
+
+#[test]
+fn the_smallest_world_is_the_first_that_fits() {
+    let problem = Problem { recompute: true, ..problem(qwen2_7b(), [8, 8, 1]) };
+    let totals: Vec<_> = (1..=8).map(|n| of(&problem, n).total_bytes()).collect();
+    for memory_bytes in [totals[7] - 1, totals[7], totals[5], totals[3], 1000 * GIB] {
+        let first = totals.iter().position(|total| *total <= memory_bytes).map(|index| index + 1);
+        assert_eq!(smallest_world(&problem, memory_bytes), first);
+    }
+    assert_eq!(smallest_world(&problem, 1000 * GIB), Some(1));
+}
+
+#[test]
+fn what_leaves_the_numbers_as_they_are_is_tried_first_and_nothing_needless_is_said() {
+    let plain = problem(qwen2_7b(), [8, 8, 1]);
+    let most = of(&plain, 8).total_bytes();
+    let remedy = what_would_fit(&plain, most - GIB).expect("a remedy");
+    assert_eq!((remedy.sets, remedy.num_workers), (vec!["model.recompute=true".into()], 8));
+    let short = Problem { copies: Copies::Number(1), recompute: true, ..plain.clone() };
+    let remedy = what_would_fit(&short, of(&short, 8).total_bytes() - 1).expect("a remedy");
+    assert_eq!(remedy.sets, ["batch.seq_len=2048"]);
+    assert_eq!(what_would_fit(&plain, GIB), None);
+}
