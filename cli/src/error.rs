@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, path::PathBuf};
 use polo_coordinator::CoordinatorError;
 use polo_store::recipe_file::RecipeFileError;
 
-use crate::{chaos, export, prepare, recipe, samples, verify};
+use crate::{chaos, export, plan, prepare, recipe, samples, verify};
 
 /// Everything that ends a command.
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +14,8 @@ pub enum CliError {
     Recipe(#[from] RecipeFileError),
     #[error(transparent)]
     RecipeCommand(#[from] recipe::RecipeCommandError),
+    #[error(transparent)]
+    Plan(#[from] plan::Error),
     #[error(transparent)]
     Prepare(#[from] prepare::PrepareError),
     #[error(transparent)]

@@ -7,6 +7,7 @@ mod control;
 mod coordinate;
 mod error;
 mod export;
+mod plan;
 mod prepare;
 mod progress;
 mod recipe;
@@ -17,6 +18,7 @@ mod stored_run;
 mod talk;
 #[cfg(test)]
 mod test_run;
+mod units;
 mod verify;
 mod worker_processes;
 
@@ -67,6 +69,8 @@ enum Command {
     Samples(samples::Args),
     /// Writes a checkpoint as a Hugging Face folder
     Export(export::Args),
+    /// Prints what each worker would hold, and whether that fits
+    Plan(plan::Args),
     /// Shows what a recipe says
     Recipe(recipe::RecipeArgs),
 }
@@ -110,6 +114,7 @@ async fn dispatch(command: Command) -> Result<(), CliError> {
             let recipe = load_optional(&args.run.recipe)?;
             Ok(samples::run(args, recipe).await?)
         }
+        Command::Plan(args) => Ok(plan::run(&args)?),
         Command::Recipe(args) => Ok(recipe::run(args)?),
     }
 }
