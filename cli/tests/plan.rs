@@ -43,13 +43,12 @@ fn questions_with_a_mistake_say_what_would_be_right() {
 #[test]
 fn the_smallest_number_that_fits_is_named_and_what_to_change_where_none_does() {
     let world = World::new();
-    // One copy, so that two workers hold less each than one alone.
-    let alone = json(&plan(&world, "1", "1GiB", &["--json", "--set", "workers.copies=1"]));
+    // One copy, so that each of two workers holds less than one alone.
     let [one, two] = ["1", "2"].map(|gpus| {
         let report = json(&plan(&world, gpus, "1GiB", &["--json", "--set", "workers.copies=1"]));
         report["total_bytes"].as_u64().expect("a number")
     });
-    assert!(two < one, "{alone}");
+    assert!(two < one, "{two} and {one} bytes");
     for (memory, fewest, fits) in [(one, Some(1), true), (one - 1, Some(2), false), (two - 1, None, false)] {
         let shown = json(&plan(&world, "1", &format!("{memory}B"), &["--json", "--set", "workers.copies=1"]));
         assert_eq!(shown["smallest_num_workers"].as_u64(), fewest, "{shown}");

@@ -146,6 +146,10 @@ fn what_leaves_the_numbers_as_they_are_is_tried_first_and_nothing_needless_is_sa
     let most = of(&plain, 8).total_bytes();
     let remedy = what_would_fit(&plain, most - GIB).expect("a remedy");
     assert_eq!((remedy.sets, remedy.num_workers), (vec!["model.recompute=true".into()], 8));
+    // Of short samples activations are few, so copies alone have to do.
+    let few = Problem { batch: Batch { seq_len: 256, ..plain.batch.clone() }, ..plain.clone() };
+    let remedy = what_would_fit(&few, of(&few, 8).total_bytes() - 5 * GIB).expect("a remedy");
+    assert_eq!((remedy.sets, remedy.num_workers), (vec!["workers.copies=1".into()], 8));
     let short = Problem { copies: Copies::Number(1), recompute: true, ..plain.clone() };
     let remedy = what_would_fit(&short, of(&short, 8).total_bytes() - 1).expect("a remedy");
     assert_eq!(remedy.sets, ["batch.seq_len=2048"]);
