@@ -33,7 +33,8 @@ pub struct Args {
     /// Rate that a worker sustains, such as 400TFLOPS
     #[arg(long, value_name = "RATE", value_parser = units::flops)]
     flops: Option<f64>,
-    /// Whether parameters are all held and handed out once a step, or gathered block by block: step or block
+    /// Whether parameters are all held and handed out once a step, or gathered block by block: step or block. Workers train
+    /// with step only so far; block is calculated ahead of it
     #[arg(long, value_name = "HOW", default_value = "step")]
     gather: Gather,
     /// Sets a field, such as `batch.slots=4`; may be given several times
