@@ -12,6 +12,7 @@ use std::{ops::Range, str::FromStr};
 use serde::Serialize;
 
 use crate::{
+    buffers::{MOST_WAITING, SCRATCH_PARAMS, piece_rows},
     config::{Batch, Copies},
     layout::Layout,
     model::Qwen2Config,
@@ -23,14 +24,9 @@ pub use search::{Remedy, smallest_world, what_would_fit};
 
 /// Bytes of a number.
 const FP32_BYTES: u64 = 4;
-/// Elements of other ranks' sums in a round of the reduction, at most; as in the worker's `reduce.rs`.
-const SCRATCH_PARAMS: u64 = 8 << 20;
-/// Blocks between the backward and the end of their reduction, at most: two wait, one whose sender waits as well, and
-/// one is reduced, less the one that is computed; as in the worker's `step/gradients.rs`.
-const MOST_IN_FLIGHT: u64 = 3;
-/// Logits in a piece of the head, and most rows in it; as in the worker's `model/head.rs`.
-const PIECE_LOGITS: u64 = 1 << 26;
-const PIECE_MAX_ROWS: u64 = 512;
+/// Blocks between the backward and the end of their reduction, at most: besides those that wait, one whose sender waits as
+/// well, and one that is reduced, less the one that is computed.
+const MOST_IN_FLIGHT: u64 = MOST_WAITING as u64 + 1;
 
 /// How a worker comes by parameters that it does not own.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -39,7 +35,7 @@ pub enum Gather {
     /// It holds all parameters, which are handed out once a step.
     #[default]
     Step,
-    /// It holds its own chunks, and a block's parameters while that block is computed.
+    /// It holds its own chunks, and a block's parameters while that block is computed. No worker does so yet.
     Block,
 }
 
@@ -326,7 +322,7 @@ impl<'a> Shape<'a> {
 
     fn scratch(&self, num_pieces: u64) -> u64 {
         let BlockSizes { embedding, layer, head } = self.sizes;
-        let most = (SCRATCH_PARAMS / self.num_pieces).max(1);
+        let most = (SCRATCH_PARAMS as u64 / self.num_pieces).max(1);
         (self.num_pieces - num_pieces) * most.min(embedding.max(layer).max(head))
     }
 
@@ -350,9 +346,8 @@ impl<'a> Shape<'a> {
     }
 
     fn logits(&self) -> u64 {
-        let vocab = self.problem.model.vocab_size as u64;
-        let most_rows = (PIECE_LOGITS / vocab / 16 * 16).clamp(16, PIECE_MAX_ROWS);
-        most_rows.min(self.rows()) * vocab
+        let vocab = self.problem.model.vocab_size;
+        (piece_rows(vocab) as u64).min(self.rows()) * vocab as u64
     }
 
     /// Gated MLP, and where the layer is recomputed what it saves and puts out.

@@ -4,6 +4,7 @@
 //! workers there are. Start reading at [`config::Recipe`], what a user writes, and [`plan::Plan`], what follows from it:
 //! for every step its learning rate, and for every sample its source ([`mixture`]) and its place there ([`order`]).
 
+pub mod buffers;
 pub mod config;
 pub mod error;
 pub mod footprint;

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use polo_recipe::buffers::SCRATCH_PARAMS;
 use polo_recipe::ids::Rank;
 use polo_recipe::layout::{ChunkId, Layout};
 use polo_recipe::slots::{PartialSums, subtrees};
@@ -17,8 +18,6 @@ use zerocopy::IntoBytes;
 use crate::flat::{Flat, disjoint_mut};
 use crate::plane::{DataPlane, PlaneError, Transfer};
 
-/// Memory that a round takes for other ranks' sums, unless set otherwise.
-const SCRATCH_PARAMS: usize = 8 << 20;
 /// Elements summed at a time: few enough for a handful of such blocks to stay in the nearest cache.
 const BLOCK_PARAMS: usize = 2048;
 /// Partial sums of [`chunk_square_norm`]; part of its definition.

@@ -15,20 +15,30 @@ fn of(problem: &Problem, num_workers: usize) -> Footprint {
     footprint(problem, num_workers).expect("so many take part")
 }
 
-/// Parameters of 7B: in a layer two norms, q, k and v with biases, o, gate, up and down.
+/// Rows of the embedding, of both.
+const V: u64 = 152_064;
+
 const H7: u64 = 3584;
 const K7: u64 = 512;
 const M7: u64 = 18_944;
-const V7: u64 = 152_064;
-const LAYER7: u64 = 2 * H7 + (H7 + 2 * K7) * (H7 + 1) + H7 * H7 + 3 * H7 * M7;
-const P7: u64 = V7 * H7 + 28 * LAYER7 + H7 + V7 * H7;
+const LAYER7: u64 = layer(H7, K7, M7);
+const P7: u64 = untied(H7, 28, LAYER7);
 
 const H72: u64 = 8192;
 const K72: u64 = 1024;
 const M72: u64 = 29_568;
-const V72: u64 = 152_064;
-const LAYER72: u64 = 2 * H72 + (H72 + 2 * K72) * (H72 + 1) + H72 * H72 + 3 * H72 * M72;
-const P72: u64 = V72 * H72 + 80 * LAYER72 + H72 + V72 * H72;
+const LAYER72: u64 = layer(H72, K72, M72);
+const P72: u64 = untied(H72, 80, LAYER72);
+
+/// Parameters of a layer: two norms, q, k and v with biases, o, gate, up and down.
+const fn layer(h: u64, k: u64, m: u64) -> u64 {
+    2 * h + (h + 2 * k) * (h + 1) + h * h + 3 * h * m
+}
+
+/// Parameters of a model: the embedding, its layers, the last norm and the output projection.
+const fn untied(h: u64, num_layers: u64, layer: u64) -> u64 {
+    V * h + num_layers * layer + h + V * h
+}
 
 #[test]
 fn the_7b_with_a_slot_and_a_micro_batch_each() {
@@ -38,7 +48,7 @@ fn the_7b_with_a_slot_and_a_micro_batch_each() {
     assert_eq!(found.params_bytes, 4 * P7);
     assert_eq!((found.moments_bytes, found.sums_bytes), (8 * owned, 4 * owned));
     // Four layers between backward and reduction.
-    assert_eq!(found.gradients_bytes, 4 * (V7 * H7 + (V7 * H7 + H7) + 4 * LAYER7));
+    assert_eq!(found.gradients_bytes, 4 * (V * H7 + (V * H7 + H7) + 4 * LAYER7));
     assert_eq!(found.gradients_after_move_bytes, 4 * P7);
     // Seven other workers' sums of 2^23 / 8 elements.
     assert_eq!(found.scratch_bytes, 4 * 7 * (1 << 20));
@@ -47,8 +57,8 @@ fn the_7b_with_a_slot_and_a_micro_batch_each() {
     let saved = 5 * H7 + 2 * K7 + 2 * M7 + 28 + 2;
     assert_eq!(found.activations_bytes, 4 * 4096 * (29 * H7 + 28 * saved));
     // 2^26 logits are 441 rows, rounded down to a multiple of 16.
-    assert_eq!(found.logits_bytes, 4 * 432 * V7);
-    assert_eq!(found.head_bytes, 4 * (432 * V7 + 4096 * (3 * H7 + 1)));
+    assert_eq!(found.logits_bytes, 4 * 432 * V);
+    assert_eq!(found.head_bytes, 4 * (432 * V + 4096 * (3 * H7 + 1)));
     assert_eq!(found.layer_bytes, 4 * 4096 * M7);
     assert_eq!(found.working_bytes(), found.head_bytes);
     assert_eq!(found.traffic.sums_sent_bytes, 4 * (2 * P7 - owned));
@@ -71,9 +81,9 @@ fn the_7b_gathered_block_by_block_and_recomputed() {
     let owned = found.owned_params;
     assert!(owned.abs_diff(P7 / 4) <= CHUNK_PARAMS as u64);
     // The last layer and the head are the largest two neighbours.
-    assert_eq!(found.params_bytes, 4 * (owned + LAYER7 + V7 * H7 + H7));
+    assert_eq!(found.params_bytes, 4 * (owned + LAYER7 + V * H7 + H7));
     // Two slots need two buffers for one sum; three layers are in flight.
-    assert_eq!(found.gradients_bytes, 4 * (2 * V7 * H7 + 2 * (V7 * H7 + H7) + (2 + 3) * LAYER7));
+    assert_eq!(found.gradients_bytes, 4 * (2 * V * H7 + 2 * (V * H7 + H7) + (2 + 3) * LAYER7));
     // Two slots of two micro-batches.
     assert_eq!(found.activations_bytes, 4 * (4 * 4096) * 29 * H7);
     let saved = 5 * H7 + 2 * K7 + 2 * M7 + 28 + 2;
@@ -94,20 +104,20 @@ fn the_72b_with_several_slots_and_micro_batches_holds_whole_gradients() {
     assert_eq!(found.activations_bytes, 4 * 4096 * (81 * H72 + 80 * saved + H72));
     // With one micro-batch to a slot, the second slot's gradients of layers come and go one by one.
     let of_one = of(&Problem { batch: Batch { micro_batch: 2, ..problem.batch.clone() }, ..problem.clone() }, 16);
-    assert_eq!(of_one.gradients_bytes, 4 * (2 * V72 * H72 + 2 * (V72 * H72 + H72) + 81 * LAYER72));
+    assert_eq!(of_one.gradients_bytes, 4 * (2 * V * H72 + 2 * (V * H72 + H72) + 81 * LAYER72));
     // Of five slots, the second of two workers has three, which end in two sums: no addition follows the last.
     let batch = Batch { samples_per_step: 5, slots: 5, ..problem.batch.clone() };
     let uneven = of(&Problem { batch, ..problem }, 2);
     assert_eq!((uneven.num_slots, uneven.traffic.sums_received_bytes), (3, 4 * uneven.owned_params));
-    assert_eq!(uneven.gradients_bytes, 4 * (2 * V72 * H72 + 2 * (V72 * H72 + H72) + (80 + 4) * LAYER72));
+    assert_eq!(uneven.gradients_bytes, 4 * (2 * V * H72 + 2 * (V * H72 + H72) + (80 + 4) * LAYER72));
 }
 
 #[test]
 fn the_72b_gathered_block_by_block() {
     let found = of(&Problem { gather: Gather::Block, ..problem(qwen2_72b(), [64, 64, 1]) }, 64);
     let owned = found.owned_params;
-    assert_eq!(found.params_bytes, 4 * (owned + LAYER72 + V72 * H72 + H72));
-    assert_eq!(found.gradients_bytes, 4 * (V72 * H72 + (V72 * H72 + H72) + (1 + 3) * LAYER72));
+    assert_eq!(found.params_bytes, 4 * (owned + LAYER72 + V * H72 + H72));
+    assert_eq!(found.gradients_bytes, 4 * (V * H72 + (V * H72 + H72) + (1 + 3) * LAYER72));
     assert_eq!(found.traffic.params_bytes, 4 * (P72 + 80 * LAYER72) * 62 / 64);
     assert_eq!(found.traffic.sums_received_bytes, 4 * 63 * owned);
 }

@@ -1,23 +1,12 @@
 //! Final norm, output projection and loss. The logits of a few rows exist at a time, and become their own gradient.
 
-use polo_recipe::model::Qwen2Config;
+use polo_recipe::{buffers::piece_rows, model::Qwen2Config};
 use tch::{Kind, Tensor};
 
 use super::ModelError;
 use super::kernels::{self, Normed};
 use super::layer::{add_product, product_into};
 use super::views::HeadViews;
-
-/// Logits in a piece: 256 MiB of fp32. A constant, because rows are summed into gradients piece by piece.
-const PIECE_LOGITS: i64 = 1 << 26;
-/// Most rows in a piece; few enough for a small vocabulary's logits to stay in cache.
-const PIECE_MAX_ROWS: i64 = 512;
-
-/// Rows (tokens) whose logits exist at the same time.
-pub fn piece_rows(config: &Qwen2Config) -> i64 {
-    let rows = PIECE_LOGITS / config.vocab_size as i64;
-    (rows / 16 * 16).clamp(16, PIECE_MAX_ROWS)
-}
 
 /// Losses per row of `x` `[rows, hidden]` against `targets` `[rows]`.
 pub fn loss(x: &Tensor, targets: &Tensor, params: &HeadViews, config: &Qwen2Config) -> Result<Vec<f64>, ModelError> {
@@ -54,7 +43,7 @@ fn each_piece(
     scale: f64,
     mut use_grad: impl FnMut(i64, &Tensor, &Tensor) -> Result<(), ModelError>,
 ) -> Result<Vec<f64>, ModelError> {
-    let (rows, most) = (normed.size()[0], piece_rows(config));
+    let (rows, most) = (normed.size()[0], piece_rows(config.vocab_size) as i64);
     let buffer = Tensor::f_empty([most.min(rows), config.vocab_size as i64], (Kind::Float, normed.device()))?;
     let mut losses = Vec::with_capacity(rows as usize);
     for start in (0..rows).step_by(most as usize) {

@@ -21,9 +21,6 @@ use crate::{
     step::StepError,
 };
 
-/// Blocks that may wait for their reduction; more would only take memory.
-pub(super) const MOST_WAITING: usize = 2;
-
 /// A block of which this rank's slots are summed as far as one rank can.
 pub(super) struct Ready {
     block: usize,

@@ -17,6 +17,7 @@ use futures::{
     future::{FutureExt, OptionFuture},
 };
 use polo_recipe::{
+    buffers::MOST_WAITING,
     config::OnNonFinite,
     ids::{Generation, Rank, Step},
     layout::{ChunkId, Layout},
@@ -40,7 +41,7 @@ use crate::{
 };
 
 use self::{
-    gradients::{MOST_WAITING, SlotSums, reduce_blocks},
+    gradients::{SlotSums, reduce_blocks},
     records::{Records, Slot},
     shape::{Shape, members, shape, shares},
     spare::SpareNote,
