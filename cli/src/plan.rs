@@ -3,8 +3,8 @@
 use std::{fmt::Write, path::PathBuf};
 
 use polo_recipe::{
-    config::Recipe,
-    footprint::{Footprint, Gather, Problem, Remedy, footprint, smallest_world, step_flops, what_would_fit},
+    config::{Gather, Recipe},
+    footprint::{Footprint, Problem, Remedy, footprint, smallest_world, step_flops, what_would_fit},
 };
 use polo_store::recipe_file::{self, RecipeFileError};
 use serde::Serialize;
@@ -33,10 +33,6 @@ pub struct Args {
     /// Rate that a worker sustains, such as 400TFLOPS
     #[arg(long, value_name = "RATE", value_parser = units::flops)]
     flops: Option<f64>,
-    /// Whether parameters are all held and handed out once a step, or gathered block by block: step or block. Workers train
-    /// with step only so far; block is calculated ahead of it
-    #[arg(long, value_name = "HOW", default_value = "step")]
-    gather: Gather,
     /// Sets a field, such as `batch.slots=4`; may be given several times
     #[arg(long = "set", value_name = "FIELD=VALUE")]
     sets: Vec<String>,
@@ -104,18 +100,18 @@ pub fn run(args: &Args) -> Result<(), Error> {
     Ok(())
 }
 
-fn problem(recipe: &Recipe, gather: Gather) -> Problem {
+fn problem(recipe: &Recipe) -> Problem {
     Problem {
         model: recipe.model.qwen2.clone(),
         batch: recipe.batch.clone(),
         copies: recipe.workers.copies,
         recompute: recipe.model.recompute,
-        gather,
+        gather: recipe.workers.gather,
     }
 }
 
 fn report(args: &Args, recipe: &Recipe) -> Result<Report, Error> {
-    let (problem, num_workers, slots) = (problem(recipe, args.gather), args.gpus, recipe.batch.slots);
+    let (problem, num_workers, slots) = (problem(recipe), args.gpus, recipe.batch.slots);
     if num_workers == 0 {
         return Err(Error::NoWorkers);
     }
@@ -202,7 +198,7 @@ impl Report {
             }
             (None, None) => writeln!(
                 text,
-                "It fits with no number up to {most}, nor with recompute, copies, micro_batch and seq_len at their least; \
+                "It fits with no number up to {most}, nor with recompute, copies, gather, micro_batch and seq_len at their least; \
                  take more memory, or more batch.slots and workers."
             ),
         };

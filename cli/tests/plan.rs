@@ -32,7 +32,7 @@ fn questions_with_a_mistake_say_what_would_be_right() {
         ("80gigs", &[], ["--gpu-memory", "no unit \"gigs\""]),
         ("80GiB", &["--bandwidth", "50GB"], ["--bandwidth", "write it like 50GB/s"]),
         ("80GiB", &["--flops", "400GB"], ["--flops", "write it like 400TFLOPS"]),
-        ("80GiB", &["--gather", "layer"], ["--gather", "neither step nor block"]),
+        ("80GiB", &["--set", "workers.gather=layer"], ["workers.gather", "`step` or `block`"]),
     ] {
         let failed = plan(&world, "1", memory, more);
         assert!(!failed.status.success() && failed.stdout.is_empty());
@@ -67,6 +67,6 @@ fn a_steps_time_is_estimated_only_from_given_rates() {
     assert!(shown.contains("fp32") && shown.contains("It fits") && !shown.contains("Estimate"), "{shown}");
     let shown = text(&plan(&world, "2", "1GiB", &["--bandwidth", "1GB/s", "--flops", "1TFLOPS"]));
     assert!(shown.contains("Estimate of a step from the given"), "{shown}");
-    let shown = text(&plan(&world, "2", "1GiB", &["--gather", "block"]));
+    let shown = text(&plan(&world, "2", "1GiB", &["--set", "workers.gather=block"]));
     assert!(shown.contains("parameters gathered"), "{shown}");
 }

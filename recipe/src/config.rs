@@ -231,6 +231,9 @@ pub struct Workers {
     /// How many workers hold each chunk's moments and apply its update: a number, or `"all"`. With 2 or more the loss of
     /// one worker costs no read of the store; with 1 memory is least. Default 2.
     pub copies: Copies,
+    /// How a worker comes by parameters that it does not own, `step` or `block`: with `block` it holds its own chunks only
+    /// and gathers the others as it computes, which takes less memory and more traffic. Default `step`.
+    pub gather: Gather,
     /// Whether a worker that is consistently slower than the others is replaced when there is a spare. Default false.
     pub evict_stragglers: bool,
     /// Seconds that a worker which was asked to leave has for it. Default 30.
@@ -258,6 +261,7 @@ impl Default for Workers {
             min_workers: 1,
             max_workers: None,
             copies: Copies::default(),
+            gather: Gather::default(),
             evict_stragglers: false,
             drain_timeout_s: 30,
             wait_timeout_s: 600,
@@ -294,6 +298,17 @@ impl Copies {
             Self::Number(number) => number.min(world),
         }
     }
+}
+
+/// How a worker comes by parameters whose chunks it does not own. The trained numbers are the same.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Gather {
+    /// It holds all parameters, which are handed out once a step.
+    #[default]
+    Step,
+    /// It holds its own chunks, and a block's parameters while that block is computed: ZeRO-3.
+    Block,
 }
 
 /// As it is written: a number or `"all"`.

@@ -7,13 +7,13 @@ mod search;
 #[cfg(test)]
 mod tests;
 
-use std::{ops::Range, str::FromStr};
+use std::ops::Range;
 
 use serde::Serialize;
 
 use crate::{
     buffers::{MOST_WAITING, SCRATCH_PARAMS, piece_rows},
-    config::{Batch, Copies},
+    config::{Batch, Copies, Gather},
     layout::Layout,
     model::Qwen2Config,
     ownership::assign_owners,
@@ -27,29 +27,6 @@ const FP32_BYTES: u64 = 4;
 /// Blocks between the backward and the end of their reduction, at most: besides those that wait, one whose sender waits as
 /// well, and one that is reduced, less the one that is computed.
 const MOST_IN_FLIGHT: u64 = MOST_WAITING as u64 + 1;
-
-/// How a worker comes by parameters that it does not own.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Gather {
-    /// It holds all parameters, which are handed out once a step.
-    #[default]
-    Step,
-    /// It holds its own chunks, and a block's parameters while that block is computed. No worker does so yet.
-    Block,
-}
-
-impl FromStr for Gather {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "step" => Ok(Self::Step),
-            "block" => Ok(Self::Block),
-            _ => Err(format!("{text:?} is neither step nor block")),
-        }
-    }
-}
 
 /// What memory and traffic follow from.
 #[derive(Debug, Clone, PartialEq)]
@@ -295,7 +272,8 @@ impl<'a> Shape<'a> {
                 num_buffers * (embedding + head) + num_of_layers * layer
             }
             Gather::Block => {
-                let num_of_layers = num_buffers + num_pieces * most_in_flight.min(self.num_layers() - 1);
+                // Chunks have moved before the first step, so no more are ever in flight.
+                let num_of_layers = num_buffers + num_pieces * MOST_IN_FLIGHT.min(self.num_layers() - 1);
                 // Each slot's gradient of a tied embedding waits, from the head on, for that of the rows.
                 let num_of_embedding = if is_tied { plan.steps.len() as u64 } else { num_buffers };
                 num_of_embedding * embedding + num_buffers * head + num_of_layers * layer

@@ -115,6 +115,14 @@ impl Layout {
         self.tensors.iter().find(|t| t.name == name)
     }
 
+    /// Chunks that lie in `range` of the flat vector, in whole or in part, and those parts.
+    pub fn chunks_in(&self, range: &Range<usize>) -> impl Iterator<Item = (&ChunkSpec, Range<usize>)> {
+        let Range { start, end } = range.clone();
+        let first = self.chunks.partition_point(|chunk| chunk.range.end <= start);
+        let met = self.chunks[first..].iter().take_while(move |chunk| chunk.range.start < end);
+        met.map(move |chunk| (chunk, chunk.range.start.max(start)..chunk.range.end.min(end)))
+    }
+
     /// The pieces of chunk `id` that lie in one tensor each, with whether weight decay applies to them.
     pub fn decay_segments(&self, id: ChunkId) -> Vec<(Range<usize>, bool)> {
         let chunk = &self.chunks[id.0 as usize];

@@ -6,9 +6,10 @@ use futures::future::{FutureExt, LocalBoxFuture};
 use polo_recipe::{config::Recipe, ids::Step, layout::Layout};
 use polo_store::StoreError;
 use polo_worker::{
+    params::Params,
     plane::PlaneError,
-    rig::{Arithmetic, Gradients, SlotDone, Update, Work, complete_all},
-    step::StepError,
+    rig::{Arithmetic, Gradients, SlotDone, Update, Work, whole_gradients},
+    step::{Parameters, StepError},
 };
 
 use crate::oracle::{Oracle, gradient, initial, tallies, update};
@@ -45,12 +46,26 @@ impl SimArithmetic {
     async fn compute(
         &mut self,
         step: Step,
-        params: &[f32],
+        num_slots: usize,
+        params: &mut Parameters<'_>,
         grads: &mut dyn Gradients,
         is_cancelled: &dyn Fn() -> bool,
-    ) -> Result<SlotDone, StepError> {
-        let slot = self.next_slot(step).ok_or(StepError::NoBatch(step))?;
-        self.oracle.check_params(&self.who, step, params);
+    ) -> Result<Vec<SlotDone>, StepError> {
+        let (oracle, mut done) = (self.oracle.clone(), Vec::with_capacity(num_slots));
+        let gradient = async |_, params: &[f32]| {
+            let slot = self.next_slot(step).ok_or(StepError::NoBatch(step))?;
+            self.oracle.check_params(&self.who, step, params);
+            self.take_time(is_cancelled).await?;
+            let mut whole = vec![0.0; params.len()];
+            gradient(self.recipe.run.seed, step, slot, params, &mut whole);
+            done.push(SlotDone { tallies: tallies(&self.recipe, step, slot), data_wait: Duration::ZERO });
+            Ok(whole)
+        };
+        whole_gradients(num_slots, params, grads, &oracle.layout, gradient).await?;
+        Ok(done)
+    }
+
+    async fn take_time(&self, is_cancelled: &dyn Fn() -> bool) -> Result<(), StepError> {
         let end = tokio::time::Instant::now() + self.slot_time;
         while tokio::time::Instant::now() < end {
             if is_cancelled() {
@@ -58,20 +73,19 @@ impl SimArithmetic {
             }
             tokio::time::sleep(CANCEL_POLL.min(end - tokio::time::Instant::now())).await;
         }
-        let mut whole = vec![0.0; params.len()];
-        gradient(self.recipe.run.seed, step, slot, params, &mut whole);
-        complete_all(grads, &self.oracle.layout, &whole).await?;
-        Ok(SlotDone { tallies: tallies(&self.recipe, step, slot), data_wait: Duration::ZERO })
+        Ok(())
     }
 }
 
 impl Arithmetic for SimArithmetic {
     fn initialize<'a>(
         &'a mut self,
-        _: &'a Layout,
-        params: &'a mut [f32],
+        layout: &'a Layout,
+        params: &'a mut Params,
     ) -> LocalBoxFuture<'a, Result<(), StoreError>> {
-        initial(self.recipe.run.seed, params);
+        let mut all = vec![0.0; layout.num_params];
+        initial(self.recipe.run.seed, &mut all);
+        params.set(layout, &(0..layout.num_params), &all);
         async { Ok(()) }.boxed_local()
     }
 
@@ -80,14 +94,15 @@ impl Arithmetic for SimArithmetic {
         Ok(())
     }
 
-    fn slot_gradient<'a>(
+    fn gradients<'a>(
         &'a mut self,
         step: Step,
-        params: &'a [f32],
+        num_slots: usize,
+        params: &'a mut Parameters<'_>,
         grads: &'a mut dyn Gradients,
         is_cancelled: &'a dyn Fn() -> bool,
-    ) -> LocalBoxFuture<'a, Result<SlotDone, StepError>> {
-        self.compute(step, params, grads, is_cancelled).boxed_local()
+    ) -> LocalBoxFuture<'a, Result<Vec<SlotDone>, StepError>> {
+        self.compute(step, num_slots, params, grads, is_cancelled).boxed_local()
     }
 
     fn update(&mut self, change: Update<'_>) -> Result<(), StepError> {

@@ -178,7 +178,7 @@ fn trainer(shared: &Shared, name: &str, desk: Arc<Desk>, network: SimNetwork) ->
         desk: desk.clone(),
     };
     Trainer {
-        state: TrainState::empty(&setting.layout, &setting.plan),
+        state: TrainState::empty(&setting.layout, &setting.plan, recipe.workers.gather),
         setting: Arc::new(setting),
         pool: Pool::default(),
         arithmetic: Box::new(SimArithmetic {

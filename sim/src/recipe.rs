@@ -53,8 +53,10 @@ pub fn recipe(scenario: &Scenario, name: &str) -> Recipe {
         sources = [{{ name = "a", weight_tokens = 3 }}, {{ name = "b", weight_tokens = 2 }}]
         "#
     );
-    Recipe::resolve(&text, std::iter::empty(), &[], |_| Err("no files here".into()))
-        .unwrap_or_else(|error| panic!("the simulated recipe: {error}"))
+    let mut recipe = Recipe::resolve(&text, std::iter::empty(), &[], |_| Err("no files here".into()))
+        .unwrap_or_else(|error| panic!("the simulated recipe: {error}"));
+    recipe.workers.gather = scenario.gather;
+    recipe
 }
 
 /// A corpus that is never read, only counted.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use polo_recipe::config::Gather;
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
 /// A whole simulated run.
@@ -15,6 +16,8 @@ pub struct Scenario {
     pub num_slots: usize,
     /// Owners of a chunk, as the recipe writes it.
     pub copies: String,
+    /// How parameters come that a worker does not own.
+    pub gather: Gather,
     /// Steps between checkpoints.
     pub checkpoint_every_steps: u64,
     /// Workers that are there from the start.
@@ -98,6 +101,7 @@ impl Scenario {
             num_steps: rng.random_range(10..=40),
             num_slots,
             copies,
+            gather: Gather::Step,
             checkpoint_every_steps: rng.random_range(2..=9),
             num_workers,
             max_workers: rng.random_range(1..=num_slots),
@@ -118,6 +122,8 @@ impl Scenario {
             }
         }
         scenario.faults.sort_by_key(|timed| timed.at);
+        // Drawn last, so that seeds from before there was a choice still give the same faults.
+        scenario.gather = if rng.random_bool(0.5) { Gather::Step } else { Gather::Block };
         scenario
     }
 

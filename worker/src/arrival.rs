@@ -5,7 +5,7 @@
 //! state, stands in where chunks are lost. Every rank computes the same [`Arrival`] from the same records.
 
 use polo_recipe::{
-    config::Copies,
+    config::{Copies, Gather},
     ids::{Rank, Step},
     layout::ChunkId,
     mistakes::{Mistake, is_back},
@@ -95,12 +95,13 @@ pub struct Arrival {
     pub rolling: Vec<Rank>,
     /// Owners of each chunk from now on, ascending.
     pub owners: Vec<Vec<Rank>>,
-    /// Moves that have to be over before anybody computes.
+    /// Moves of parameters to those who compute with all of them, over before anybody computes.
     pub mends: Vec<Move>,
-    /// Moves that go on while the first step is computed.
+    /// Moves of chunks to their owners: while the first step is computed or, where it is computed with what owners gather,
+    /// before it.
     pub moves: Vec<Move>,
-    /// Members whose parameters are complete after the mends: they have the first step's slots. From the second step on,
-    /// all members have.
+    /// Members that have the first step's slots: all, or those whose parameters are complete after the mends. From the
+    /// second step on, all members have.
     pub computing: Vec<Rank>,
 }
 
@@ -115,6 +116,8 @@ pub struct Terms<'a> {
     pub chunk_lens: &'a [usize],
     /// Owners that each chunk is to have.
     pub copies: Copies,
+    /// How parameters come that a rank does not own.
+    pub gather: Gather,
 }
 
 /// Decides how a generation begins whose ranks hold `held`.
@@ -163,8 +166,8 @@ fn reload(origin: Origin, step: Step, num_lost_chunks: usize, terms: Terms<'_>) 
     let nobody = vec![Vec::new(); terms.chunk_lens.len()];
     let owners = assign_owners(terms.chunk_lens, &nobody, terms.num_members, terms.copies.among(terms.num_members));
     let all: Vec<_> = members(terms).collect();
-    let mends = match origin {
-        Origin::Checkpoint => mends(&all, &owners, &mut Givers::new(terms.num_members)),
+    let mends = match (origin, terms.gather) {
+        (Origin::Checkpoint, Gather::Step) => mends(&all, &owners, &mut Givers::new(terms.num_members)),
         _ => Vec::new(),
     };
     let (teller, rolling, moves) = (None, Vec::new(), Vec::new());
@@ -179,6 +182,25 @@ fn go_on(held: &[Held], step: Step, num_lost_chunks: usize, terms: Terms<'_>) ->
     let teller = (0..held.len()).find(knows).map(rank_of);
     let holders = holders(held, step, terms.chunk_lens.len());
     let owners = assign_owners(terms.chunk_lens, &holders, terms.num_members, terms.copies.among(terms.num_members));
+    let mut givers = Givers::new(held.len());
+    let (computing, mends) = match terms.gather {
+        Gather::Step => ready_to_compute(held, step, &rolling, &holders, terms, &mut givers),
+        Gather::Block => (members(terms).collect(), Vec::new()),
+    };
+    let have_params = if terms.gather == Gather::Step { &computing[..] } else { &[] };
+    let moves = moves(&owners, &holders, have_params, &mut givers);
+    Arrival { origin: Origin::Survivors, step, num_lost_chunks, teller, rolling, owners, mends, moves, computing }
+}
+
+/// Members that hold all parameters, or nearly, and what they lack of them.
+fn ready_to_compute(
+    held: &[Held],
+    step: Step,
+    rolling: &[Rank],
+    holders: &[Vec<Rank>],
+    terms: Terms<'_>,
+    givers: &mut Givers,
+) -> (Vec<Rank>, Vec<Move>) {
     let is_here = |rank: &Rank| held[rank.index()].step == Some(step) || rolling.contains(rank);
     let mut computing: Vec<_> = members(terms).filter(is_here).collect();
     let is_mended = |rank: &Rank| rolling.contains(rank) || !is_here(rank) || !held[rank.index()].params_complete;
@@ -186,10 +208,8 @@ fn go_on(held: &[Held], step: Step, num_lost_chunks: usize, terms: Terms<'_>) ->
         computing = members(terms).collect();
     }
     let mended: Vec<_> = computing.iter().copied().filter(is_mended).collect();
-    let mut givers = Givers::new(held.len());
-    let mends = if is_back(Mistake::JoinerInMidStep) { Vec::new() } else { mends(&mended, &holders, &mut givers) };
-    let moves = moves(&owners, &holders, &computing, &mut givers);
-    Arrival { origin: Origin::Survivors, step, num_lost_chunks, teller, rolling, owners, mends, moves, computing }
+    let mends = if is_back(Mistake::JoinerInMidStep) { Vec::new() } else { mends(&mended, holders, givers) };
+    (computing, mends)
 }
 
 /// Parameters of all chunks that the ranks in `mended` do not hold.
@@ -204,13 +224,13 @@ fn mends(mended: &[Rank], holders: &[Vec<Rank>], givers: &mut Givers) -> Vec<Mov
     mends
 }
 
-/// What owners lack of their chunks. Those that compute have the parameters already.
-fn moves(owners: &[Vec<Rank>], holders: &[Vec<Rank>], computing: &[Rank], givers: &mut Givers) -> Vec<Move> {
+/// What owners lack of their chunks.
+fn moves(owners: &[Vec<Rank>], holders: &[Vec<Rank>], have_params: &[Rank], givers: &mut Givers) -> Vec<Move> {
     let mut moves = Vec::new();
     for (chunk, (owners, holders)) in (0..).map(ChunkId).zip(owners.iter().zip(holders)) {
         for to in owners.iter().filter(|rank| !holders.contains(rank)) {
             let from = givers.choose(holders);
-            let params = !computing.contains(to);
+            let params = !have_params.contains(to);
             moves.extend(from.map(|from| Move { chunk, from, to: *to, params, moments: true }));
         }
     }
@@ -241,7 +261,7 @@ mod tests {
 
     fn terms(num_members: usize, copies: usize, checkpoint: Option<u64>) -> Terms<'static> {
         let copies = Copies::Number(copies);
-        Terms { num_members, checkpoint: checkpoint.map(Step), chunk_lens: &LENS, copies }
+        Terms { num_members, checkpoint: checkpoint.map(Step), chunk_lens: &LENS, copies, gather: Gather::Step }
     }
 
     fn nothing() -> Held {
@@ -362,6 +382,17 @@ mod tests {
         assert_eq!(arrival.owners, vec![ranks(&[0]); 4]);
         assert!(arrival.moves.iter().all(|m| (m.from, m.to) == (Rank(1), Rank(0))));
         assert_eq!(arrival.moves.len(), 2);
+    }
+
+    #[test]
+    fn where_blocks_are_gathered_chunks_move_whole_and_every_member_computes() {
+        let block = |num_members, checkpoint| Terms { gather: Gather::Block, ..terms(num_members, 1, checkpoint) };
+        let held = |chunks| Held { params_complete: false, ..holds(9, chunks) };
+        let arrival = arrive(&[held([0, 1]), held([2, 3]), nothing()], block(3, None));
+        assert_eq!((arrival.computing, arrival.mends), (ranks(&[0, 1, 2]), vec![]));
+        assert!(!arrival.moves.is_empty() && arrival.moves.iter().all(|m| m.params && m.moments));
+        let loaded = arrive(&[nothing(), nothing()], block(2, Some(8)));
+        assert_eq!((loaded.origin, loaded.mends, loaded.moves), (Origin::Checkpoint, vec![], vec![]));
     }
 
     #[test]

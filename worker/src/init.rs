@@ -6,18 +6,36 @@
 
 use std::f64::consts::{FRAC_PI_2, LN_2, SQRT_2};
 
-use polo_recipe::layout::{Init, Layout};
+use polo_recipe::layout::{Init, Layout, TensorSpec};
 
 /// Fills `flat`, of the layout's length, by each tensor's [`Init`].
 pub fn initialize(flat: &mut [f32], layout: &Layout, initializer_range: f64, seed: u64) {
     assert_eq!(flat.len(), layout.num_params, "a flat vector must have the layout's length");
-    for tensor in &layout.tensors {
-        let values = &mut flat[tensor.range()];
-        match tensor.init {
-            Init::Ones => values.fill(1.0),
-            Init::Zeros => values.fill(0.0),
-            Init::Normal => fill_normal(values, tensor_key(seed, &tensor.name), initializer_range),
-        }
+    let take = |tensor: &TensorSpec, values: &[f32]| flat[tensor.range()].copy_from_slice(values);
+    initialize_tensors(layout, initializer_range, seed, |_| true, take);
+}
+
+/// Makes the tensors that are wanted, and hands each to `take`.
+pub fn initialize_tensors(
+    layout: &Layout,
+    initializer_range: f64,
+    seed: u64,
+    is_wanted: impl Fn(&TensorSpec) -> bool,
+    mut take: impl FnMut(&TensorSpec, &[f32]),
+) {
+    let mut values = Vec::new();
+    for tensor in layout.tensors.iter().filter(|tensor| is_wanted(tensor)) {
+        values.resize(tensor.numel(), 0.0);
+        fill(&mut values, tensor, initializer_range, seed);
+        take(tensor, &values);
+    }
+}
+
+fn fill(values: &mut [f32], tensor: &TensorSpec, initializer_range: f64, seed: u64) {
+    match tensor.init {
+        Init::Ones => values.fill(1.0),
+        Init::Zeros => values.fill(0.0),
+        Init::Normal => fill_normal(values, tensor_key(seed, &tensor.name), initializer_range),
     }
 }
 

@@ -18,6 +18,7 @@ pub mod loader;
 pub mod model;
 pub mod moves;
 pub mod optimizer;
+pub mod params;
 pub mod plane;
 pub mod pool;
 pub mod reduce;

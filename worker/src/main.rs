@@ -255,9 +255,9 @@ fn trainer(
         plan,
         desk,
     };
-    let checkpoint_every_steps = recipe.checkpoint.every_steps;
+    let (checkpoint_every_steps, gather) = (recipe.checkpoint.every_steps, recipe.workers.gather);
     Ok(move || Trainer {
-        state: TrainState::empty(&setting.layout, &setting.plan),
+        state: TrainState::empty(&setting.layout, &setting.plan, gather),
         setting: Arc::new(setting),
         pool: Pool::default(),
         arithmetic: Box::new(arithmetic),

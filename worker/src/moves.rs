@@ -10,6 +10,7 @@ use zerocopy::IntoBytes;
 use crate::{
     arrival::Move,
     flat::Flat,
+    params::Params,
     plane::{DataPlane, PlaneError, Transfer},
     state::{Moments, TrainState, digest_of},
 };
@@ -84,7 +85,7 @@ impl Arrived {
 
 /// What a rank can give, borrowed from its state, so that another thread can give it.
 pub struct Givable<'a> {
-    params: &'a [f32],
+    params: &'a Params,
     moments: std::collections::BTreeMap<ChunkId, [&'a [f32]; 2]>,
 }
 
@@ -93,13 +94,13 @@ impl<'a> Givable<'a> {
     pub fn of(state: &'a TrainState) -> Self {
         let vectors = |m: &'a Moments| [m.exp_avg.as_slice(), m.exp_avg_sq.as_slice()];
         let moments = state.moments.iter().map(|(chunk, m)| (*chunk, vectors(m))).collect();
-        Self { params: state.params.as_slice(), moments }
+        Self { params: &state.params, moments }
     }
 
     fn vectors(&self, wanted: &Move, layout: &Layout) -> Result<Vec<&'a [u8]>, MoveError> {
-        let held =
-            self.moments.get(&wanted.chunk).ok_or(MoveError::NotHeld { chunk: wanted.chunk.0, from: wanted.from })?;
-        let params = &self.params[layout.chunks[wanted.chunk.0 as usize].range.clone()];
+        let not_held = || MoveError::NotHeld { chunk: wanted.chunk.0, from: wanted.from };
+        let held = self.moments.get(&wanted.chunk).ok_or_else(not_held)?;
+        let params = self.params.chunk(&layout.chunks[wanted.chunk.0 as usize]).ok_or_else(not_held)?;
         let params = wanted.params.then_some(params).into_iter();
         let moments = held.iter().copied().filter(|_| wanted.moments);
         Ok(params.chain(moments).map(IntoBytes::as_bytes).collect())
@@ -151,8 +152,8 @@ impl TrainState {
     /// Takes a chunk that has arrived.
     pub fn install(&mut self, arrived: Arrived, layout: &Layout) {
         if let Some(params) = arrived.params {
-            let range = layout.chunks[arrived.chunk.0 as usize].range.clone();
-            self.params.as_mut_slice()[range].copy_from_slice(params.as_slice());
+            let chunk = &layout.chunks[arrived.chunk.0 as usize];
+            self.params.chunk_mut(chunk).copy_from_slice(params.as_slice());
         }
         if let Some(moments) = arrived.moments {
             self.moments.insert(arrived.chunk, moments);

@@ -7,6 +7,7 @@ use std::{ops::Range, time::Duration};
 
 use futures::future::{BoxFuture, LocalBoxFuture};
 use polo_recipe::{
+    config::Gather,
     ids::Step,
     layout::{ChunkId, Layout},
 };
@@ -15,10 +16,11 @@ use polo_store::StoreError;
 use crate::{
     decision::Tally,
     flat::Flat,
+    params::Params,
     plane::{AbortHandle, DataPlane, Lane, PlaneError},
     session::Order,
     state::Moments,
-    step::StepError,
+    step::{Parameters, StepError},
 };
 
 /// The slots that are to be computed, from `first` on.
@@ -58,46 +60,80 @@ pub struct Update<'a> {
     pub grads: &'a mut [f32],
 }
 
-/// Where the gradient of a slot goes.
+/// Where the gradients of slots go.
 pub trait Gradients {
-    /// Zeros, to which the gradient of a block is to be added.
+    /// Zeros, to which a slot's gradient of a block is to be added.
     fn take(&mut self, block: usize) -> Flat;
 
-    /// A block's gradient is there.
-    fn complete<'a>(&'a mut self, block: usize, grads: Flat) -> LocalBoxFuture<'a, Result<(), StepError>>;
+    /// A block's gradient is there, of the rank's slot of that number, counted from 0. Each slot's blocks come from the last
+    /// to the first, each block's slots from the first to the last.
+    fn complete<'a>(&'a mut self, slot: usize, block: usize, grads: Flat) -> LocalBoxFuture<'a, Result<(), StepError>>;
 }
 
-/// Hands over a slot's gradient that was computed as one vector.
-pub async fn complete_all(grads: &mut dyn Gradients, layout: &Layout, whole: &[f32]) -> Result<(), StepError> {
-    for (number, block) in layout.blocks.iter().enumerate().rev() {
-        let mut part = grads.take(number);
-        part.as_mut_slice().copy_from_slice(&whole[block.range.clone()]);
-        grads.complete(number, part).await?;
+/// Computes slots by a function from a slot's number and all parameters to its whole gradient, for arithmetic that does not
+/// go block by block. In between it goes through the blocks as any arithmetic has to.
+pub async fn whole_gradients(
+    num_slots: usize,
+    params: &mut Parameters<'_>,
+    grads: &mut dyn Gradients,
+    layout: &Layout,
+    mut gradient: impl AsyncFnMut(usize, &[f32]) -> Result<Vec<f32>, StepError>,
+) -> Result<(), StepError> {
+    let num_blocks = layout.blocks.len();
+    for slots in waves(params.gather(), num_slots) {
+        let mut all = Vec::with_capacity(layout.num_params);
+        for block in 0..num_blocks {
+            all.extend_from_slice(&params.block(block).await?);
+        }
+        let mut whole = Vec::new();
+        for slot in slots.clone() {
+            whole.push(gradient(slot, &all).await?);
+        }
+        for block in (0..num_blocks).rev() {
+            if (1..num_blocks - 1).contains(&block) {
+                params.block(block).await?;
+            }
+            for (slot, whole) in slots.clone().zip(&whole) {
+                let mut part = grads.take(block);
+                part.as_mut_slice().copy_from_slice(&whole[layout.blocks[block].range.clone()]);
+                grads.complete(slot, block, part).await?;
+            }
+        }
     }
     Ok(())
 }
 
+/// What of `0..number` goes through all blocks together, and what goes through them one after the other.
+pub fn waves(gather: Gather, number: usize) -> Vec<Range<usize>> {
+    match gather {
+        Gather::Step => (0..number).map(|one| one..one + 1).collect(),
+        Gather::Block => vec![0..number],
+    }
+}
+
 /// All arithmetic that the exact reduction does not do. Nothing here may depend on the world.
 pub trait Arithmetic {
-    /// Makes the parameters of step 0.
+    /// Sets those parameters of step 0 that are held.
     fn initialize<'a>(
         &'a mut self,
         layout: &'a Layout,
-        params: &'a mut [f32],
+        params: &'a mut Params,
     ) -> LocalBoxFuture<'a, Result<(), StoreError>>;
 
     /// Says which slots will be asked for, in this order, so that their samples can be read ahead.
     fn begin(&mut self, work: Work) -> Result<(), StepError>;
 
-    /// Hands the gradient of the next slot to `grads`, block by block from the last to the first. Gives up with
-    /// [`StepError::Plane`] soon after `is_cancelled`.
-    fn slot_gradient<'a>(
+    /// Computes the next `num_slots` slots, at least one, and hands their gradients to `grads`, block by block. It asks
+    /// `params` for the blocks in order, and for the layers again on the way back: all slots together where blocks are
+    /// gathered ([`waves`]), with the same bits either way. Gives up with [`StepError::Plane`] soon after `is_cancelled`.
+    fn gradients<'a>(
         &'a mut self,
         step: Step,
-        params: &'a [f32],
+        num_slots: usize,
+        params: &'a mut Parameters<'_>,
         grads: &'a mut dyn Gradients,
         is_cancelled: &'a dyn Fn() -> bool,
-    ) -> LocalBoxFuture<'a, Result<SlotDone, StepError>>;
+    ) -> LocalBoxFuture<'a, Result<Vec<SlotDone>, StepError>>;
 
     /// Updates a chunk in place.
     fn update(&mut self, update: Update<'_>) -> Result<(), StepError>;

@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use polo_recipe::{
+    config::Gather,
     ids::Step,
     layout::{ChunkId, ChunkSpec, Layout},
     plan::Plan,
 };
-use polo_store::{Digest, checkpoint};
+use polo_store::{Digest, StoreError, checkpoint};
 use zerocopy::IntoBytes;
 
-use crate::{arrival::Held, decision::Decision, flat::Flat, reduce::Sums};
+use crate::{arrival::Held, decision::Decision, flat::Flat, params::Params, reduce::Sums, rig::Arithmetic};
 
 /// AdamW's moments of one chunk, fp32.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,9 +37,9 @@ impl Moments {
 pub struct TrainState {
     /// Completed steps; none while nothing is held.
     pub step: Option<Step>,
-    /// All parameters, `[num_params]` fp32.
-    pub params: Flat,
-    /// Whether all of them are those of `step`.
+    /// Parameters: all, or those of chunks that are held.
+    pub params: Params,
+    /// Whether all of the model's are here, and those of `step`.
     pub params_complete: bool,
     /// Moments of the chunks that are held.
     pub moments: BTreeMap<ChunkId, Moments>,
@@ -53,11 +54,11 @@ pub struct TrainState {
 }
 
 impl TrainState {
-    /// A state of the layout's size that holds nothing yet.
-    pub fn empty(layout: &Layout, plan: &Plan) -> Self {
+    /// A state that holds nothing yet.
+    pub fn empty(layout: &Layout, plan: &Plan, gather: Gather) -> Self {
         Self {
             step: None,
-            params: Flat::zeros(layout.num_params),
+            params: Params::empty(gather, layout),
             params_complete: false,
             moments: BTreeMap::new(),
             ledger: Ledger::new(plan),
@@ -70,9 +71,33 @@ impl TrainState {
     /// Lets go of everything.
     pub fn clear(&mut self) {
         (self.step, self.params_complete) = (None, false);
-        self.moments.clear();
+        self.retain(|_| false);
         self.summed.clear();
         self.last_decision = None;
+    }
+
+    /// Becomes State(0), of the chunks in `owned`.
+    pub async fn make_first(
+        &mut self,
+        owned: &[ChunkId],
+        layout: &Layout,
+        plan: &Plan,
+        arithmetic: &mut dyn Arithmetic,
+    ) -> Result<(), StoreError> {
+        for chunk in owned.iter().map(|id| &layout.chunks[id.0 as usize]) {
+            self.moments.insert(chunk.id, Moments::zeros(chunk.range.len()));
+            self.params.chunk_mut(chunk);
+        }
+        arithmetic.initialize(layout, &mut self.params).await?;
+        self.ledger = Ledger::new(plan);
+        (self.step, self.params_complete) = (Some(Step(0)), self.params.gather() == Gather::Step);
+        Ok(())
+    }
+
+    /// Lets go of chunks that are not to be kept.
+    pub fn retain(&mut self, is_kept: impl Fn(ChunkId) -> bool) {
+        self.moments.retain(|chunk, _| is_kept(*chunk));
+        self.params.retain(is_kept);
     }
 
     /// What it shows to the other ranks of a generation.
@@ -90,14 +115,13 @@ impl TrainState {
     /// Bytes of parameters and moments that are held here, gradients not counted.
     pub fn num_bytes(&self) -> u64 {
         let moments: usize = self.moments.values().map(|m| 2 * m.exp_avg.as_slice().len()).sum();
-        4 * (self.params.as_slice().len() + moments) as u64
+        4 * (self.params.len() + moments) as u64
     }
 
     /// Parameters, first and second moments of a chunk, as bytes; none if it is not held.
     pub fn chunk_vectors(&self, chunk: &ChunkSpec) -> Option<[&[u8]; 3]> {
         let moments = self.moments.get(&chunk.id)?;
-        let vectors =
-            [&self.params.as_slice()[chunk.range.clone()], moments.exp_avg.as_slice(), moments.exp_avg_sq.as_slice()];
+        let vectors = [self.params.chunk(chunk)?, moments.exp_avg.as_slice(), moments.exp_avg_sq.as_slice()];
         Some(vectors.map(IntoBytes::as_bytes))
     }
 
@@ -109,8 +133,7 @@ impl TrainState {
     /// Takes a chunk from its stored form, whose length must be right.
     pub fn load_chunk(&mut self, chunk: &ChunkSpec, bytes: &[u8]) {
         let mut moments = Moments::zeros(chunk.range.len());
-        let params = &mut self.params.as_mut_slice()[chunk.range.clone()];
-        let vectors = [params, moments.exp_avg.as_mut_slice(), moments.exp_avg_sq.as_mut_slice()];
+        let vectors = [self.params.chunk_mut(chunk), moments.exp_avg.as_mut_slice(), moments.exp_avg_sq.as_mut_slice()];
         for (vector, part) in vectors.into_iter().zip(bytes.chunks_exact(bytes.len() / 3)) {
             vector.as_mut_bytes().copy_from_slice(part);
         }

@@ -1,12 +1,14 @@
 //! The arithmetic of a worker: Qwen2 and AdamW on libtorch, on samples that a loader reads ahead.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+mod slot_grads;
+
+use std::{collections::BTreeSet, ops::Range, sync::Arc, time::Duration};
 
 use futures::future::{FutureExt, LocalBoxFuture};
 use polo_recipe::{
     config::{Batch, InitialWeights},
     ids::Step,
-    layout::Layout,
+    layout::{Layout, TensorSpec},
     plan::Plan,
 };
 use polo_store::{Store, StoreError, hf};
@@ -16,14 +18,17 @@ use tokio::{runtime::Handle, time::Instant};
 use crate::{
     corpus::{Corpus, Window},
     decision::Tally,
-    flat::{Flat, view, view_mut},
+    flat::view,
     init,
     loader::{self, Loader},
-    model::{Model, ModelError, pass::Pass},
+    model::{Model, ModelError, pass::Pass, views::is_tied},
     optimizer::{AdamW, ChunkState},
-    rig::{Arithmetic, Gradients, SlotDone, Update, Work},
-    step::StepError,
+    params::Params,
+    rig::{Arithmetic, Gradients, SlotDone, Update, Work, waves},
+    step::{BlockParams, Parameters, StepError},
 };
+
+use self::slot_grads::SlotGrads;
 
 /// Batches that are read ahead.
 const NUM_AHEAD: usize = 4;
@@ -58,15 +63,24 @@ impl Arithmetic for TorchArithmetic {
     fn initialize<'a>(
         &'a mut self,
         layout: &'a Layout,
-        params: &'a mut [f32],
+        params: &'a mut Params,
     ) -> LocalBoxFuture<'a, Result<(), StoreError>> {
         async move {
+            let wanted: BTreeSet<_> = layout
+                .tensors
+                .iter()
+                .map(TensorSpec::range)
+                .filter(|r| params.meets(layout, r))
+                .map(|r| r.start)
+                .collect();
+            let is_wanted = |tensor: &TensorSpec| wanted.contains(&tensor.offset);
+            let take = |tensor: &TensorSpec, values: &[f32]| params.set(layout, &tensor.range(), values);
             match &self.initial_weights {
                 InitialWeights::Random => {
-                    init::initialize(params, layout, self.model.config().initializer_range, self.seed);
+                    init::initialize_tensors(layout, self.model.config().initializer_range, self.seed, is_wanted, take);
                     Ok(())
                 }
-                InitialWeights::Folder(url) => hf::read_params(&Store::open(url)?, layout, params).await,
+                InitialWeights::Folder(url) => hf::read_tensors(&Store::open(url)?, layout, is_wanted, take).await,
             }
         }
         .boxed_local()
@@ -90,14 +104,15 @@ impl Arithmetic for TorchArithmetic {
         Ok(())
     }
 
-    fn slot_gradient<'a>(
+    fn gradients<'a>(
         &'a mut self,
         step: Step,
-        params: &'a [f32],
+        num_slots: usize,
+        params: &'a mut Parameters<'_>,
         grads: &'a mut dyn Gradients,
         is_cancelled: &'a dyn Fn() -> bool,
-    ) -> LocalBoxFuture<'a, Result<SlotDone, StepError>> {
-        self.compute(step, params, grads, is_cancelled).boxed_local()
+    ) -> LocalBoxFuture<'a, Result<Vec<SlotDone>, StepError>> {
+        self.compute(step, num_slots, params, grads, is_cancelled).boxed_local()
     }
 
     fn update(&mut self, update: Update<'_>) -> Result<(), StepError> {
@@ -117,29 +132,26 @@ impl TorchArithmetic {
     async fn compute(
         &mut self,
         step: Step,
-        params: &[f32],
+        num_slots: usize,
+        params: &mut Parameters<'_>,
         grads: &mut dyn Gradients,
         is_cancelled: &dyn Fn() -> bool,
-    ) -> Result<SlotDone, StepError> {
-        let mut done =
+    ) -> Result<Vec<SlotDone>, StepError> {
+        let nothing =
             SlotDone { tallies: vec![Tally::default(); self.plan.sources().len()], data_wait: Duration::ZERO };
-        let num_micro_batches = self.batch.samples_per_slot() / self.batch.micro_batch;
-        let mut held: Vec<_> = (0..self.layout.blocks.len()).map(|_| None).collect();
-        let mut embedding_grads = Vec::new();
-        for number in 1..=num_micro_batches {
-            let micro_batch = self.next_micro_batch(step, &mut done).await?;
-            let is_last = number == num_micro_batches;
-            let (pass, losses) =
-                self.there_and_back(params, &micro_batch, &mut held, grads, is_last, is_cancelled).await?;
-            embedding_grads.push(pass.into_embedding_grad());
-            self.count(step, &micro_batch, losses, &mut done)?;
+        let mut done = vec![nothing; num_slots];
+        let (layout, per_slot) = (self.layout.clone(), self.batch.samples_per_slot() / self.batch.micro_batch);
+        let mut grads = SlotGrads::new(grads, &layout, per_slot);
+        for wave in waves(params.gather(), num_slots * per_slot) {
+            let mut micro_batches = Vec::with_capacity(wave.len());
+            for number in wave {
+                micro_batches.push((number, self.next_micro_batch(step, &mut done[number / per_slot]).await?));
+            }
+            let losses = self.there_and_back(params, &micro_batches, &mut grads, is_cancelled).await?;
+            for ((number, micro_batch), losses) in micro_batches.iter().zip(losses) {
+                self.count(step, micro_batch, losses, &mut done[number / per_slot])?;
+            }
         }
-        // After all gradients of the head, whose projection may be the embedding.
-        let mut first = held[0].take().unwrap_or_else(|| grads.take(0));
-        for grad in embedding_grads {
-            grad.add_to(&view_mut(first.as_mut_slice()), &self.layout)?;
-        }
-        grads.complete(0, first).await?;
         Ok(done)
     }
 
@@ -151,39 +163,73 @@ impl TorchArithmetic {
         Ok(micro_batch)
     }
 
-    /// One micro-batch from the embedding to the head and back to the first layer. `held` has the gradients of earlier
-    /// ones; those that are done with the last one are handed over.
+    /// Takes numbered micro-batches together from the embedding to the head and back. Returns the losses of their samples.
     async fn there_and_back(
         &self,
-        params: &[f32],
-        micro_batch: &loader::Batch,
-        held: &mut [Option<Flat>],
-        grads: &mut dyn Gradients,
-        is_last: bool,
+        params: &mut Parameters<'_>,
+        micro_batches: &[(usize, loader::Batch)],
+        grads: &mut SlotGrads<'_>,
         is_cancelled: &dyn Fn() -> bool,
-    ) -> Result<(Pass<'_>, Vec<f64>), StepError> {
+    ) -> Result<Vec<Vec<f64>>, StepError> {
         let go_on = || if is_cancelled() { Err(ModelError::Cancelled) } else { Ok(()) };
-        let shape = [self.batch.micro_batch as i64, self.batch.seq_len as i64 + 1];
-        let tokens = Tensor::from_slice(&micro_batch.tokens).view(shape);
-        let params_of = |block: usize| view(&params[self.layout.blocks[block].range.clone()]);
-        let mut pass = self.model.forward(&view(params), &tokens, &go_on)?;
-        go_on()?;
-        let last = held.len() - 1;
-        let [mut of_last, mut of_first] =
-            [last, 0].map(|block| held[block].take().unwrap_or_else(|| grads.take(block)));
-        let scale = 1.0 / self.batch.tokens_per_step() as f64;
-        let grad_views = [view_mut(of_last.as_mut_slice()), view_mut(of_first.as_mut_slice())];
-        let losses = pass.head([&params_of(last), &params_of(0)], [&grad_views[0], &grad_views[1]], scale)?;
-        drop(grad_views);
-        held[0] = Some(of_first);
-        hand_over(held, grads, last, of_last, is_last).await?;
-        for block in (1..last).rev() {
-            go_on()?;
-            let mut of_block = held[block].take().unwrap_or_else(|| grads.take(block));
-            pass.layer_backward(block, &params_of(block), &view_mut(of_block.as_mut_slice()))?;
-            hand_over(held, grads, block, of_block, is_last).await?;
+        let last = self.layout.blocks.len() - 1;
+        let (mut passes, embedding) = self.enter(params, micro_batches).await?;
+        for block in 1..last {
+            let of_block = params.block(block).await?;
+            for (_, pass) in &mut passes {
+                go_on()?;
+                pass.layer(block, &view(&of_block))?;
+            }
         }
-        Ok((pass, losses))
+        let losses = self.turn_round(params, &mut passes, embedding, grads, &go_on).await?;
+        for block in (1..last).rev() {
+            let of_block = params.block(block).await?;
+            for (number, pass) in &mut passes {
+                go_on()?;
+                grads.add(*number, block, |grads| pass.layer_backward(block, &view(&of_block), grads)).await?;
+            }
+        }
+        for (number, pass) in passes {
+            grads.leave(number, pass.into_embedding_grad()).await?;
+        }
+        Ok(losses)
+    }
+
+    /// Enters by the embedding, which comes back if it is the output projection as well.
+    async fn enter<'p>(
+        &self,
+        params: &mut Parameters<'p>,
+        micro_batches: &[(usize, loader::Batch)],
+    ) -> Result<(Vec<(usize, Pass<'_>)>, Option<BlockParams<'p>>), StepError> {
+        let embedding = params.block(0).await?;
+        let shape = [self.batch.micro_batch as i64, self.batch.seq_len as i64 + 1];
+        let pass = |(number, micro_batch): &(usize, loader::Batch)| {
+            let tokens = Tensor::from_slice(&micro_batch.tokens).view(shape);
+            Ok((*number, Pass::new(&self.model, &tokens, &view(&embedding))?))
+        };
+        let passes = micro_batches.iter().map(pass).collect::<Result<_, ModelError>>()?;
+        Ok((passes, is_tied(&self.layout).then_some(embedding)))
+    }
+
+    /// Turns round at the head.
+    async fn turn_round(
+        &self,
+        params: &mut Parameters<'_>,
+        passes: &mut [(usize, Pass<'_>)],
+        embedding: Option<BlockParams<'_>>,
+        grads: &mut SlotGrads<'_>,
+        go_on: &dyn Fn() -> Result<(), ModelError>,
+    ) -> Result<Vec<Vec<f64>>, StepError> {
+        let of_last = params.block(self.layout.blocks.len() - 1).await?;
+        let of_first = embedding.as_deref().unwrap_or_default();
+        let scale = 1.0 / self.batch.tokens_per_step() as f64;
+        let mut losses = Vec::with_capacity(passes.len());
+        for (number, pass) in passes {
+            go_on()?;
+            let head = |grads: [&Tensor; 2]| pass.head([&view(&of_last), &view(of_first)], grads, scale);
+            losses.push(grads.add_head(*number, head).await?);
+        }
+        Ok(losses)
     }
 
     fn count(
@@ -201,19 +247,4 @@ impl TorchArithmetic {
         }
         Ok(())
     }
-}
-
-/// Keeps a block's gradient for the next micro-batch, or hands it over after the last.
-async fn hand_over(
-    held: &mut [Option<Flat>],
-    grads: &mut dyn Gradients,
-    block: usize,
-    of_block: Flat,
-    is_last: bool,
-) -> Result<(), StepError> {
-    if is_last {
-        return grads.complete(block, of_block).await;
-    }
-    held[block] = Some(of_block);
-    Ok(())
 }

@@ -2,12 +2,15 @@
 
 use super::{Load, Problem, Shape, footprint};
 use crate::{
-    config::{Batch, Copies},
+    config::{Batch, Copies, Gather},
     layout::Layout,
 };
 
 /// Samples are not made shorter than this to save memory.
 const SHORTEST_SEQ_LEN: usize = 128;
+
+/// The first of the changes, which leave the trained numbers as they are.
+const NUM_WITHOUT_EFFECT: usize = 3;
 
 /// Changes to a recipe with which it fits.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -33,7 +36,7 @@ pub fn smallest_world(problem: &Problem, memory_bytes: u64) -> Option<usize> {
 /// The first that helps of: each change alone that leaves the trained numbers as they are, then one after the other, and
 /// at last those that make it another run. None if nothing does.
 pub fn what_would_fit(problem: &Problem, memory_bytes: u64) -> Option<Remedy> {
-    let alone = changes(problem).into_iter().take(2).map(|(set, changed)| (vec![set], changed));
+    let alone = changes(problem).into_iter().take(NUM_WITHOUT_EFFECT).map(|(set, changed)| (vec![set], changed));
     let remedy = |(sets, changed): (Vec<String>, Problem)| {
         smallest_world(&changed, memory_bytes).map(|num_workers| Remedy { sets, num_workers })
     };
@@ -64,6 +67,7 @@ fn changes(problem: &Problem) -> Vec<Change> {
     vec![
         ("model.recompute=true".into(), Problem { recompute: true, ..problem.clone() }),
         ("workers.copies=1".into(), Problem { copies: Copies::Number(1), ..problem.clone() }),
+        ("workers.gather=block".into(), Problem { gather: Gather::Block, ..problem.clone() }),
         ("batch.micro_batch=1".into(), Problem { batch: batch(1), ..problem.clone() }),
     ]
 }

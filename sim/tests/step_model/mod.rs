@@ -3,7 +3,7 @@
 mod process;
 
 use polo_recipe::{
-    config::Copies,
+    config::{Copies, Gather},
     ids::{Rank, Step},
 };
 use polo_worker::arrival::{Arrival, Origin, Terms, arrive};
@@ -172,7 +172,8 @@ impl Scene {
         self.members = (0..self.processes.len()).filter(is_member).collect();
         let held: Vec<_> = self.members.iter().map(|member| self.processes[*member].held()).collect();
         let (num_members, copies) = (held.len(), Copies::Number(world.copies));
-        let terms = Terms { num_members, checkpoint: world.checkpoint.map(Step), chunk_lens: &[1; NUM_CHUNKS], copies };
+        let checkpoint = world.checkpoint.map(Step);
+        let terms = Terms { num_members, checkpoint, chunk_lens: &[1; NUM_CHUNKS], copies, gather: Gather::Step };
         let arrival = arrive(&held, terms);
         let newest = held.iter().filter_map(|h| h.step).max().unwrap_or(Step(0));
         self.went_back |= arrival.step < newest;

@@ -39,26 +39,41 @@ struct Piece<'a> {
 /// Reads all weights of `folder` into `out`, which has `layout.num_params` elements.
 ///
 /// # Errors
-/// Every tensor of the layout has to be there, in its shape and as F32, F16 or BF16, and no other: the error names the
-/// file and the tensor. Only a tied model may carry an `lm_head.weight` that equals its embedding.
+/// Those of [`read_tensors`].
 ///
 /// # Panics
 /// When `out` has another length.
 pub async fn read_params(folder: &Store, layout: &Layout, out: &mut [f32]) -> Result<(), StoreError> {
     assert_eq!(out.len(), layout.num_params, "the flat vector has the layout's length");
+    read_tensors(folder, layout, |_| true, |spec, values| out[spec.range()].copy_from_slice(values)).await
+}
+
+/// Reads those tensors of `folder` that are wanted, and hands each to `take`.
+///
+/// # Errors
+/// Every tensor of the layout has to be there and no other; those that are wanted in their shape and as F32, F16 or BF16:
+/// the error names the file and the tensor. Only a tied model may carry an `lm_head.weight` that equals its embedding.
+pub async fn read_tensors(
+    folder: &Store,
+    layout: &Layout,
+    is_wanted: impl Fn(&TensorSpec) -> bool,
+    mut take: impl FnMut(&TensorSpec, &[f32]),
+) -> Result<(), StoreError> {
     let mut found = find_tensors(folder).await?;
     let tied_head = if layout.tensor(HEAD).is_none() { found.remove(HEAD) } else { None };
-    let mut rest = out;
+    let mut values = Vec::new();
     for spec in &layout.tensors {
         let tensor = found.remove(&spec.name).ok_or_else(|| {
             StoreError::mismatch(folder.url(), format!("the tensor {} is in no file of the model", spec.name))
         })?;
-        let (values, later) = rest.split_at_mut(spec.numel());
-        read_tensor(folder, spec, &tensor, values).await?;
-        if let (EMBEDDING, Some(head)) = (spec.name.as_str(), &tied_head) {
-            compare_tied(folder, spec, head, values).await?;
+        if is_wanted(spec) {
+            values.resize(spec.numel(), 0.0);
+            read_tensor(folder, spec, &tensor, &mut values).await?;
+            if let (EMBEDDING, Some(head)) = (spec.name.as_str(), &tied_head) {
+                compare_tied(folder, spec, head, &values).await?;
+            }
+            take(spec, &values);
         }
-        rest = later;
     }
     match found.first_key_value() {
         None => Ok(()),

@@ -12,7 +12,7 @@ mod import;
 pub use config::{import, parse_config};
 pub use dtype::Dtype;
 pub use export::{MAX_SHARD_BYTES, export};
-pub use import::read_params;
+pub use import::{read_params, read_tensors};
 
 const CONFIG: &str = "config.json";
 const SINGLE: &str = "model.safetensors";

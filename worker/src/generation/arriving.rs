@@ -2,6 +2,7 @@
 
 use polo_proto::v1::{self, session_request::Message};
 use polo_recipe::{
+    config::Gather,
     ids::{Rank, Step},
     layout::ChunkId,
 };
@@ -14,7 +15,6 @@ use crate::{
     moves::{Givable, batches, carry},
     plane::{PlaneError, Transfer},
     session::Role,
-    state::{Ledger, Moments},
     step::{Moved, apply, owned_by},
     trainer::Trainer,
 };
@@ -49,13 +49,10 @@ impl Membering<'_> {
         }
         let owned = self.owned();
         let Trainer { state, setting, arithmetic, .. } = &mut *self.trainer;
-        let made = arithmetic.initialize(&setting.layout, state.params.as_mut_slice()).await;
-        made.map_err(GenerationError::InitialWeights)?;
-        let zeros = |chunk: ChunkId| (chunk, Moments::zeros(setting.layout.chunks[chunk.0 as usize].range.len()));
-        state.moments = owned.into_iter().map(zeros).collect();
-        state.ledger = Ledger::new(&setting.plan);
-        (state.step, state.params_complete) = (Some(Step(0)), true);
-        Ok(())
+        state
+            .make_first(&owned, &setting.layout, &setting.plan, &mut **arithmetic)
+            .await
+            .map_err(GenerationError::InitialWeights)
     }
 
     /// Loads this rank's chunks of a checkpoint; false if it is damaged.
@@ -140,8 +137,8 @@ impl Membering<'_> {
                 arrived.into_iter().for_each(|chunk| state.install(chunk, &layout));
             }
         }
-        if self.arrival.computing.contains(&self.rank()) {
-            let state = &mut self.trainer.state;
+        let (is_computing, state) = (self.arrival.computing.contains(&self.rank()), &mut self.trainer.state);
+        if is_computing && state.params.gather() == Gather::Step {
             (state.step, state.params_complete) = (Some(self.arrival.step), true);
         }
         Ok(num_bytes)

@@ -3,7 +3,10 @@
 mod arriving;
 
 use polo_proto::v1::{self, session_request::Message};
-use polo_recipe::ids::{Generation, Rank, Step};
+use polo_recipe::{
+    config::Gather,
+    ids::{Generation, Rank, Step},
+};
 use polo_store::StoreError;
 use tokio::time::Instant;
 
@@ -106,7 +109,8 @@ pub async fn take_part(trainer: &mut Trainer, order: &Order, abort: &AbortHandle
     trainer.desk().handle(Event::Met(order.generation));
     let lens: Vec<_> = trainer.setting.layout.chunks.iter().map(|c| c.range.len()).collect();
     let num_members = order.num_members();
-    let terms = Terms { num_members, checkpoint, chunk_lens: &lens, copies: trainer.setting.copies };
+    let (copies, gather) = (trainer.setting.copies, trainer.state.params.gather());
+    let terms = Terms { num_members, checkpoint, chunk_lens: &lens, copies, gather };
     let mut membering = Membering {
         arrival: arrive(&held, terms),
         trainer,
@@ -191,7 +195,8 @@ impl Membering<'_> {
 
     async fn train(mut self) -> Result<Left, GenerationError> {
         let (first, last) = (self.arrival.step, Step(self.trainer.setting.plan.num_steps()));
-        if first >= last || self.is_due(first) {
+        let is_gathered = self.trainer.state.params.gather() == Gather::Block;
+        if first >= last || self.is_due(first) || is_gathered {
             self.move_now().await?;
             self.store_if_due(first).await;
         }

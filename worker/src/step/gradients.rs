@@ -18,7 +18,7 @@ use crate::{
     pool::{Pool, Returns},
     reduce::{ExactReduce, Sums, Traffic, add_assign},
     rig::Gradients,
-    step::StepError,
+    step::{StepError, gather::Gatherer},
 };
 
 /// A block of which this rank's slots are summed as far as one rank can.
@@ -36,19 +36,24 @@ pub(super) struct SlotSums<'a> {
     ready: Sender<Ready>,
     /// By block and buffer of the plan.
     partial: Vec<Vec<Option<Flat>>>,
-    /// Which of the rank's slots is computed.
-    slot: usize,
-    /// Whether the slot's gradient is finite, if that is looked at.
-    is_finite: Option<bool>,
+    /// Of each slot, whether its gradient is finite, if that is looked at.
+    are_finite: Option<Vec<bool>>,
     /// Spent waiting for reductions.
     pub(super) blocked: Duration,
 }
 
 impl<'a> SlotSums<'a> {
-    /// Begins with the rank's first slot.
-    pub(super) fn new(layout: &'a Layout, plan: &'a SumPlan, pool: &'a mut Pool, ready: Sender<Ready>) -> Self {
+    /// Nothing summed yet.
+    pub(super) fn new(
+        layout: &'a Layout,
+        plan: &'a SumPlan,
+        pool: &'a mut Pool,
+        ready: Sender<Ready>,
+        looks: bool,
+    ) -> Self {
         let partial = layout.blocks.iter().map(|_| (0..plan.num_buffers).map(|_| None).collect()).collect();
-        Self { layout, plan, pool, ready, partial, slot: 0, is_finite: None, blocked: Duration::ZERO }
+        let are_finite = looks.then(|| vec![true; plan.steps.len()]);
+        Self { layout, plan, pool, ready, partial, are_finite, blocked: Duration::ZERO }
     }
 
     /// How many slots the rank has.
@@ -56,15 +61,9 @@ impl<'a> SlotSums<'a> {
         self.plan.steps.len()
     }
 
-    /// Looks, in the next slot, whether its gradient is finite.
-    pub(super) fn look(&mut self) {
-        self.is_finite = Some(true);
-    }
-
-    /// The slot is computed. Returns whether its gradient was finite as far as that was looked at.
-    pub(super) fn next_slot(&mut self) -> bool {
-        self.slot += 1;
-        self.is_finite.take().unwrap_or(true)
+    /// Of each slot, whether its gradient is finite; none if that was not looked at.
+    pub(super) fn are_finite(&self) -> Option<&[bool]> {
+        self.are_finite.as_deref()
     }
 
     /// For a rank without slots: it brings nothing to any sum.
@@ -75,21 +74,21 @@ impl<'a> SlotSums<'a> {
         Ok(())
     }
 
-    async fn add(&mut self, block: usize, grads: Flat) -> Result<(), StepError> {
-        if let Some(is_finite) = &mut self.is_finite {
-            *is_finite &= grads.as_slice().iter().all(|g| g.is_finite());
+    async fn add(&mut self, slot: usize, block: usize, grads: Flat) -> Result<(), StepError> {
+        if let Some(are_finite) = &mut self.are_finite {
+            are_finite[slot] &= grads.as_slice().iter().all(|g| g.is_finite());
         }
-        let slot = &self.plan.steps[self.slot];
+        let steps = &self.plan.steps;
         let partial = &mut self.partial[block];
-        partial[slot.buffer] = Some(grads);
-        for merge in &slot.merges {
+        partial[steps[slot].buffer] = Some(grads);
+        for merge in &steps[slot].merges {
             let term = partial[merge.from].take();
             if let (Some(sum), Some(term)) = (&mut partial[merge.into], term) {
                 add_assign(sum.as_mut_slice(), term.as_slice());
                 self.pool.give(term);
             }
         }
-        if self.slot + 1 < self.plan.steps.len() {
+        if slot + 1 < steps.len() {
             return Ok(());
         }
         let pieces = partial.iter_mut().filter_map(Option::take).collect();
@@ -110,23 +109,57 @@ impl Gradients for SlotSums<'_> {
         self.pool.zeros(self.layout.blocks[block].range.len())
     }
 
-    fn complete<'a>(&'a mut self, block: usize, grads: Flat) -> LocalBoxFuture<'a, Result<(), StepError>> {
-        self.add(block, grads).boxed_local()
+    fn complete<'a>(&'a mut self, slot: usize, block: usize, grads: Flat) -> LocalBoxFuture<'a, Result<(), StepError>> {
+        self.add(slot, block, grads).boxed_local()
     }
 }
 
 /// Reduces blocks as they become ready, until no more come.
-pub(super) async fn reduce_blocks(
-    reduce: &mut ExactReduce,
+pub(super) struct Reduction<'a> {
+    pub(super) reduce: &'a mut ExactReduce,
+    pub(super) ready: Receiver<Ready>,
+    pub(super) sums: &'a mut Sums,
+    pub(super) returns: Returns,
+}
+
+impl Reduction<'_> {
+    /// Reduces the next block that is ready. False if no more come.
+    async fn next(&mut self, plane: &mut dyn DataPlane, traffic: &mut Traffic) -> Result<bool, PlaneError> {
+        let Some(Ready { block, pieces }) = self.ready.next().await else { return Ok(false) };
+        *traffic += self.reduce.run(plane, block, &pieces, self.sums).await?;
+        pieces.into_iter().for_each(|piece| self.returns.give(piece));
+        Ok(true)
+    }
+}
+
+/// What goes on beside a step's computation, in the same order on every rank: blocks are gathered ahead of the forward, and
+/// on the way back ahead of the backward, each before the one that the backward has just left is reduced. Ends early when
+/// whoever computes has given up.
+pub(super) async fn gather_and_reduce(
     plane: &mut dyn DataPlane,
-    mut ready: Receiver<Ready>,
-    sums: &mut Sums,
-    returns: Returns,
+    mut gatherer: Option<Gatherer<'_>>,
+    mut reduction: Reduction<'_>,
+    num_blocks: usize,
 ) -> Result<Traffic, PlaneError> {
     let mut traffic = Traffic::default();
-    while let Some(Ready { block, pieces }) = ready.next().await {
-        traffic += reduce.run(plane, block, &pieces, sums).await?;
-        pieces.into_iter().for_each(|piece| returns.give(piece));
+    let last = num_blocks - 1;
+    let back = |block: usize| block.checked_sub(2).filter(|next| *next >= 1);
+    if let Some(gatherer) = &mut gatherer {
+        for block in (0..=last).chain(last.checked_sub(1).filter(|next| *next >= 1)) {
+            if !gatherer.gather(plane, block, &mut traffic).await? {
+                return Ok(traffic);
+            }
+        }
+    }
+    for block in (0..=last).rev() {
+        if let (Some(gatherer), Some(next)) = (&mut gatherer, back(block))
+            && !gatherer.gather(plane, next, &mut traffic).await?
+        {
+            return Ok(traffic);
+        }
+        if !reduction.next(plane, &mut traffic).await? {
+            return Ok(traffic);
+        }
     }
     Ok(traffic)
 }

@@ -1,5 +1,6 @@
 //! One step of one rank: gradients of its slots, the exact sum over all slots, the decision, the update.
 
+mod gather;
 mod gradients;
 mod records;
 mod shape;
@@ -32,6 +33,7 @@ use crate::{
     desk::Doing,
     moves::{Arrived, Givable, MoveError, batches, carry},
     optimizer::clip_coefficient,
+    params::Params,
     plane::{DataPlane, PlaneError, Transfer, gather::all_gather},
     pool::Pool,
     reduce::{Sums, Traffic, chunk_square_norm, exchange, hand_out},
@@ -41,12 +43,17 @@ use crate::{
 };
 
 use self::{
-    gradients::{SlotSums, reduce_blocks},
+    gather::Gatherer,
+    gradients::{Reduction, SlotSums, gather_and_reduce},
     records::{Records, Slot},
     shape::{Shape, members, shape, shares},
     spare::SpareNote,
 };
-pub use self::{spare::follow, types::*};
+pub use self::{
+    gather::{BlockParams, Parameters},
+    spare::follow,
+    types::*,
+};
 
 /// So often a step is taken again because its owners' sums differ, before that is an error.
 const MOST_DISAGREEMENTS: u32 = 3;
@@ -215,12 +222,17 @@ impl<'a> Stepper<'a> {
         let (ready, waiting) = mpsc::channel(most_waiting);
         let (mut computed, mut reduced, mut moved) = (Ok((Vec::new(), Duration::ZERO)), Ok(Traffic::default()), None);
         // The side only reads what the main one reads too: parameters, and moments that nobody changes before the update.
-        let (givable, params, returns) = (Givable::of(state), state.params.as_slice(), pool.returns());
+        let (givable, returns) = (Givable::of(state), pool.returns());
+        let (gatherer, mut params) = parameters(&setting.layout, &self.owners, &self.shape, &state.params);
         let Shape { sums: plan, reduce, .. } = &mut self.shape;
         let main = async {
-            let slot_sums = SlotSums::new(&setting.layout, plan, pool, ready);
-            let show = || setting.desk.set_doing(Doing::new(generation, step, "compute"));
-            computed = compute_slots(setting, &mut **arithmetic, slot_sums, params, step, &show, &is_cancelled).await;
+            // Only a second look needs to know whose numbers are bad, so only that policy pays for finding out.
+            let looks = setting.on_non_finite == OnNonFinite::Recheck;
+            let slot_sums = SlotSums::new(&setting.layout, plan, pool, ready, looks);
+            setting.desk.set_doing(Doing::new(generation, step, "compute"));
+            computed = compute_slots(&mut **arithmetic, slot_sums, &mut params, step, &is_cancelled).await;
+            // Tells the side that nobody waits for blocks any more.
+            drop(params);
         };
         // One after the other, on every rank alike: a plane may block its thread while it waits for other ranks.
         let side = async {
@@ -228,7 +240,8 @@ impl<'a> Stepper<'a> {
                 background.map(|Background { moves, plane }| move_chunks(plane, moves, &setting.layout, &givable));
             moved = OptionFuture::from(moves.map(timed)).await;
             if !matches!(moved, Some((Err(_), _))) {
-                reduced = reduce_blocks(reduce, &mut **plane, waiting, &mut sums, returns).await;
+                let reduction = Reduction { reduce, ready: waiting, sums: &mut sums, returns };
+                reduced = gather_and_reduce(&mut **plane, gatherer, reduction, setting.layout.blocks.len()).await;
             }
             has_failed.store(reduced.is_err() || matches!(moved, Some((Err(_), _))), Ordering::Relaxed);
         };
@@ -360,7 +373,8 @@ impl<'a> Stepper<'a> {
         Ok(Attempt { has_witnesses: true, num_disagreements: num_times, ..self.attempt.clone() })
     }
 
-    /// Gives all members and spares the parameters that they do not own.
+    /// Tells spares of the step, and gives them and all members the parameters that they do not own, unless these are
+    /// gathered.
     async fn hand_out(&self, bench: &mut Bench<'_>, verdict: boundary::Verdict) -> Result<Traffic, PlaneError> {
         let spares = self.spares.clone().map(Rank);
         let mut traffic = Traffic::default();
@@ -370,10 +384,11 @@ impl<'a> Stepper<'a> {
             let group = spares.clone().map(|to| Transfer::Send { to, bytes: &note }).collect();
             traffic += exchange(bench.plane, group).await?;
         }
-        let receivers: Vec<_> = members(self.num_members).chain(spares).collect();
-        let params = bench.state.params.as_mut_slice();
-        traffic += hand_out(bench.plane, &self.chunks, &self.owners, &receivers, params).await?;
-        bench.state.params_complete = true;
+        if let Params::Whole(params) = &mut bench.state.params {
+            let receivers: Vec<_> = members(self.num_members).chain(spares).collect();
+            traffic += hand_out(bench.plane, &self.chunks, &self.owners, &receivers, params.as_mut_slice()).await?;
+            bench.state.params_complete = true;
+        }
         Ok(traffic)
     }
 }
@@ -387,12 +402,11 @@ pub fn apply(
     decision: Decision,
 ) -> Result<(), StepError> {
     let Bench { state, arithmetic, .. } = bench;
-    state.moments.retain(|chunk, _| owned.contains(chunk));
+    state.retain(|chunk| owned.contains(&chunk));
     let clip_coefficient = clip_coefficient(decision.grad_norm, setting.max_grad_norm);
     if !decision.skip {
         for (chunk, moments) in &mut state.moments {
-            let range = setting.layout.chunks[chunk.0 as usize].range.clone();
-            let params = &mut state.params.as_mut_slice()[range];
+            let params = state.params.chunk_mut(&setting.layout.chunks[chunk.0 as usize]);
             let grads = state.sums.get_mut(chunk).ok_or(StepError::NoSum { step, chunk: chunk.0 })?.as_mut_slice();
             arithmetic.update(Update { chunk: *chunk, step, clip_coefficient, params, moments, grads })?;
         }
@@ -434,31 +448,39 @@ async fn timed<T>(work: impl Future<Output = T>) -> (T, Duration) {
     (done, started.elapsed())
 }
 
-/// Computes a rank's slots one after another. Returns how long that took, without waiting for reductions.
+/// Where a step's parameters come from; and what gathers them, if they are not here.
+fn parameters<'a>(
+    layout: &'a Layout,
+    owners: &'a [Vec<Rank>],
+    shape: &Shape,
+    params: &'a Params,
+) -> (Option<Gatherer<'a>>, Parameters<'a>) {
+    if let Params::Whole(all) = params {
+        return (None, Parameters::Whole(all.as_slice(), layout));
+    }
+    let has_slots = |rank: &Rank| !shape.shares[rank.index()].is_empty();
+    let computing = members(shape.shares.len()).filter(has_slots).collect();
+    let (gatherer, params) = Gatherer::new(layout, owners, computing, params);
+    (Some(gatherer), params)
+}
+
+/// Computes a rank's slots. Returns how long that took, without waiting for other ranks.
 async fn compute_slots(
-    setting: &Setting,
     arithmetic: &mut dyn Arithmetic,
     mut sums: SlotSums<'_>,
-    params: &[f32],
+    params: &mut Parameters<'_>,
     step: Step,
-    show: &dyn Fn(),
     is_cancelled: &dyn Fn() -> bool,
 ) -> Result<(Vec<Slot>, Duration), StepError> {
     let (started, num_slots) = (Instant::now(), sums.num_slots());
     if num_slots == 0 {
         sums.bring_nothing().await?;
+        return Ok((Vec::new(), Duration::ZERO));
     }
-    let mut slots = Vec::with_capacity(num_slots);
-    for _ in 0..num_slots {
-        show();
-        // Only a second look needs to know whose numbers are bad, so only that policy pays for finding out.
-        let looks = setting.on_non_finite == OnNonFinite::Recheck;
-        if looks {
-            sums.look();
-        }
-        let done = arithmetic.slot_gradient(step, params, &mut sums, is_cancelled).await?;
-        let is_finite = sums.next_slot() && (!looks || done.tallies.iter().all(|t| t.loss.is_finite()));
-        slots.push(Slot { tallies: done.tallies, is_finite, data_wait: done.data_wait });
+    let done = arithmetic.gradients(step, num_slots, params, &mut sums, is_cancelled).await?;
+    let mut slots: Vec<_> = done.into_iter().map(|done| Slot::new(done.tallies, done.data_wait)).collect();
+    for (slot, is_finite) in slots.iter_mut().zip(sums.are_finite().unwrap_or_default()) {
+        slot.is_finite = *is_finite && slot.tallies.iter().all(|t| t.loss.is_finite());
     }
-    Ok((slots, started.elapsed() - sums.blocked))
+    Ok((slots, started.elapsed() - sums.blocked - params.waited()))
 }

@@ -15,6 +15,11 @@ pub(super) struct Slot {
 }
 
 impl Slot {
+    /// One whose numbers were not looked at.
+    pub(super) fn new(tallies: Vec<Tally>, data_wait: Duration) -> Self {
+        Self { tallies, is_finite: true, data_wait }
+    }
+
     pub(super) fn num_bytes(num_sources: usize) -> usize {
         1 + 16 * num_sources
     }

@@ -5,13 +5,14 @@ use polo_recipe::ids::{Rank, Step};
 use super::Setting;
 use crate::{
     boundary,
+    params::Params,
     plane::{DataPlane, PlaneError, Transfer},
     reduce::hand_out,
     session::Order,
     state::TrainState,
 };
 
-/// A spare's part in one step: is handed the parameters and told what comes next.
+/// A spare's part in one step: is told what comes next and, unless they are gathered, handed the parameters.
 pub async fn follow(
     setting: &Setting,
     order: &Order,
@@ -23,11 +24,14 @@ pub async fn follow(
     plane.exchange(&mut [Transfer::Recv { from: Rank(0), bytes: &mut note }]).await?;
     let SpareNote { step, verdict } = SpareNote::decode(&note);
     state.clear();
-    let chunks: Vec<_> = setting.layout.chunks.iter().map(|c| c.range.clone()).collect();
-    let receivers: Vec<_> = (0..(order.num_members() + order.num_spares()) as u32).map(Rank).collect();
-    hand_out(plane, &chunks, owners, &receivers, state.params.as_mut_slice()).await?;
+    if let Params::Whole(params) = &mut state.params {
+        let chunks: Vec<_> = setting.layout.chunks.iter().map(|c| c.range.clone()).collect();
+        let receivers: Vec<_> = (0..(order.num_members() + order.num_spares()) as u32).map(Rank).collect();
+        hand_out(plane, &chunks, owners, &receivers, params.as_mut_slice()).await?;
+        state.params_complete = true;
+    }
     state.ledger.decode(&note[SpareNote::NUM_BYTES..]);
-    (state.step, state.params_complete) = (Some(step), true);
+    state.step = Some(step);
     Ok(verdict)
 }
 

@@ -10,8 +10,9 @@ use polo_recipe::{
 use polo_store::StoreError;
 use polo_worker::{
     decision::Tally,
-    rig::{Arithmetic, Gradients, SlotDone, Update, Work, complete_all},
-    step::StepError,
+    params::Params,
+    rig::{Arithmetic, Gradients, SlotDone, Update, Work, whole_gradients},
+    step::{Parameters, StepError},
 };
 
 use crate::scene::layout;
@@ -64,8 +65,27 @@ impl Fake {
         self.left.pop_front()
     }
 
-    async fn compute(&mut self, step: Step, params: &[f32], to: &mut dyn Gradients) -> Result<SlotDone, StepError> {
-        let slot = self.next_slot(step).ok_or(StepError::NoBatch(step))?;
+    async fn compute(
+        &mut self,
+        step: Step,
+        num_slots: usize,
+        params: &mut Parameters<'_>,
+        to: &mut dyn Gradients,
+    ) -> Result<Vec<SlotDone>, StepError> {
+        let mut done = Vec::with_capacity(num_slots);
+        let gradient = async |_, params: &[f32]| {
+            let slot = self.next_slot(step).ok_or(StepError::NoBatch(step))?;
+            let (loss, grads) = self.slot(step, slot, params);
+            let tallies = vec![Tally { loss, num_tokens: SLOT_TOKENS }];
+            done.push(SlotDone { tallies, data_wait: Duration::ZERO });
+            Ok(grads)
+        };
+        whole_gradients(num_slots, params, to, &layout(), gradient).await?;
+        Ok(done)
+    }
+
+    /// Loss and gradient of a slot, which may be wrong.
+    fn slot(&self, step: Step, slot: usize, params: &[f32]) -> (f64, Vec<f32>) {
         let mut grads = vec![0.0; params.len()];
         gradient(step, slot, params, &mut grads);
         let mut loss = SLOT_TOKENS as f64 * (2.0 + f64::from(noise(step, slot, 0)));
@@ -76,19 +96,18 @@ impl Fake {
             Some(Kind::InfiniteLoss) => loss = f64::INFINITY,
             None => {}
         }
-        complete_all(to, &layout(), &grads).await?;
-        let tallies = vec![Tally { loss, num_tokens: SLOT_TOKENS }];
-        Ok(SlotDone { tallies, data_wait: Duration::ZERO })
+        (loss, grads)
     }
 }
 
 impl Arithmetic for Fake {
     fn initialize<'a>(
         &'a mut self,
-        _: &'a Layout,
-        params: &'a mut [f32],
+        layout: &'a Layout,
+        params: &'a mut Params,
     ) -> LocalBoxFuture<'a, Result<(), StoreError>> {
-        (0..).zip(params).for_each(|(at, param)| *param = noise(Step(0), usize::MAX, at));
+        let all: Vec<_> = (0..layout.num_params).map(|at| noise(Step(0), usize::MAX, at)).collect();
+        params.set(layout, &(0..layout.num_params), &all);
         async { Ok(()) }.boxed_local()
     }
 
@@ -97,14 +116,15 @@ impl Arithmetic for Fake {
         Ok(())
     }
 
-    fn slot_gradient<'a>(
+    fn gradients<'a>(
         &'a mut self,
         step: Step,
-        params: &'a [f32],
+        num_slots: usize,
+        params: &'a mut Parameters<'_>,
         grads: &'a mut dyn Gradients,
         _: &'a dyn Fn() -> bool,
-    ) -> LocalBoxFuture<'a, Result<SlotDone, StepError>> {
-        self.compute(step, params, grads).boxed_local()
+    ) -> LocalBoxFuture<'a, Result<Vec<SlotDone>, StepError>> {
+        self.compute(step, num_slots, params, grads).boxed_local()
     }
 
     fn update(&mut self, update: Update<'_>) -> Result<(), StepError> {

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use futures::{executor::block_on, future::BoxFuture};
 use polo_recipe::{
+    config::Gather,
     ids::{Generation, Rank, Step},
     layout::ChunkId,
 };
@@ -73,7 +74,10 @@ fn arrival(setting: &Setting) -> Arrival {
         ..Held::default()
     };
     let held = [holds(true, Some(Step(0))), holds(true, Some(Step(0))), holds(false, None)];
-    arrive(&held, Terms { num_members: 3, checkpoint: None, chunk_lens: &lens, copies: setting.copies })
+    arrive(
+        &held,
+        Terms { num_members: 3, checkpoint: None, chunk_lens: &lens, copies: setting.copies, gather: Gather::Step },
+    )
 }
 
 async fn member(scene: &Scene, mut plane: Noting, mut state_plane: Noting) -> Seen {
@@ -82,8 +86,8 @@ async fn member(scene: &Scene, mut plane: Noting, mut state_plane: Noting) -> Se
     let (mut arithmetic, mut pool) = (Fake::new(rank, None), Pool::default());
     let all = (0..setting.layout.chunks.len() as u32).map(ChunkId).collect();
     let mut state = match rank {
-        JOINER => TrainState::empty(&setting.layout, &setting.plan),
-        _ => first_state(&setting, all, &mut arithmetic).await,
+        JOINER => TrainState::empty(&setting.layout, &setting.plan, Gather::Step),
+        _ => first_state(&setting, Gather::Step, all, &mut arithmetic).await,
     };
     let order = scene.order(rank);
     let mut stepper = Stepper::new(&setting, &order, &arrival);

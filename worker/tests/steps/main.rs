@@ -4,6 +4,7 @@
 mod arithmetic;
 mod copies;
 mod flips;
+mod gathering;
 mod joining;
 mod memory;
 mod not_finite;

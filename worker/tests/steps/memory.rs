@@ -1,6 +1,6 @@
 //! What a rank holds.
 
-use polo_recipe::config::Copies;
+use polo_recipe::config::{Copies, Gather};
 
 use crate::scene::{Scene, layout};
 
@@ -24,5 +24,15 @@ fn moments_take_copies_of_world_of_what_they_take_on_one_rank() {
         let most = moments.iter().copied().max().unwrap_or(0);
         println!("copies {copies:?}, {world} ranks: at most {most} bytes of moments, {share} would be even");
         assert!(most <= share + 2 * NUM_BYTES * longest, "{copies:?}, {world} ranks: {moments:?}, not {share}");
+    }
+}
+
+#[test]
+fn where_blocks_are_gathered_parameters_too_take_copies_of_world_between_steps() {
+    let num_params = layout().num_params as u64;
+    for (world, copies) in [(1, 1), (2, 1), (4, 1), (4, 2)] {
+        let ranks = Scene { gather: Gather::Block, ..Scene::new(world, copies) }.play();
+        let held: u64 = ranks.iter().map(|seen| seen.state.num_bytes()).sum();
+        assert_eq!(held, 3 * NUM_BYTES * num_params * copies as u64, "{world} ranks, {copies} copies");
     }
 }

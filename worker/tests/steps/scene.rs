@@ -10,7 +10,7 @@ use futures::{
     future::{BoxFuture, FutureExt, LocalBoxFuture, join},
 };
 use polo_recipe::{
-    config::{Copies, OnNonFinite, Recipe},
+    config::{Copies, Gather, OnNonFinite, Recipe},
     ids::{Generation, Rank, Step},
     layout::{ChunkId, Layout},
     plan::{Plan, SourceTokens},
@@ -18,12 +18,12 @@ use polo_recipe::{
 use polo_worker::{
     arrival::{Arrival, Held, Terms, arrive},
     desk::Desk,
-    flat::Flat,
+    params::Params,
     plane::{AbortHandle, DataPlane, Lane, PlaneError},
     pool::Pool,
     rig::{Arithmetic, Network},
     session::{Order, Role, Session},
-    state::{Ledger, Moments, TrainState},
+    state::TrainState,
     step::{Bench, Outcome, Setting, StepDone, StepError, Stepper, Trouble, owned_by},
 };
 use tokio::sync::mpsc::unbounded_channel;
@@ -44,6 +44,7 @@ pub const NUM_SLOTS: usize = 8;
 pub struct Scene {
     pub world: usize,
     pub copies: Copies,
+    pub gather: Gather,
     pub num_steps: u64,
     pub on_non_finite: OnNonFinite,
     pub bad: Option<Bad>,
@@ -59,6 +60,7 @@ impl Scene {
         Self {
             world,
             copies: Copies::Number(copies),
+            gather: Gather::Step,
             num_steps: NUM_STEPS,
             on_non_finite: OnNonFinite::Stop,
             bad: None,
@@ -107,7 +109,7 @@ impl Scene {
         let arrival = self.arrival(&setting);
         let mut arithmetic = Fake::new(plane.rank(), self.bad);
         let mut seen = Seen {
-            state: first_state(&setting, owned_by(&arrival.owners, plane.rank()), &mut arithmetic).await,
+            state: first_state(&setting, self.gather, owned_by(&arrival.owners, plane.rank()), &mut arithmetic).await,
             done: Vec::new(),
             troubles: Vec::new(),
             num_tries: 0,
@@ -137,7 +139,13 @@ impl Scene {
     fn arrival(&self, setting: &Setting) -> Arrival {
         let lens: Vec<_> = setting.layout.chunks.iter().map(|c| c.range.len()).collect();
         let nothing = Held { chunks: vec![false; lens.len()], summed: vec![false; lens.len()], ..Held::default() };
-        let terms = Terms { num_members: self.world, checkpoint: None, chunk_lens: &lens, copies: self.copies };
+        let terms = Terms {
+            num_members: self.world,
+            checkpoint: None,
+            chunk_lens: &lens,
+            copies: self.copies,
+            gather: self.gather,
+        };
         arrive(&vec![nothing; self.world], terms)
     }
 }
@@ -161,8 +169,8 @@ impl Coordinator {
     }
 }
 
-/// A chunk's number, and the bits of its moments.
-type ChunkBits = (u32, [Vec<u32>; 2]);
+/// A chunk's number, and its stored form.
+type ChunkBits = (u32, Vec<u8>);
 
 /// Runs two things on one thread.
 pub struct SideBySide;
@@ -231,29 +239,36 @@ impl Seen {
         self.state.ledger.encode().as_chunks::<8>().0.iter().map(|count| u64::from_le_bytes(*count)).sum()
     }
 
-    /// The bits of all parameters, and of the moments that are held.
-    pub fn bits(&self) -> (Vec<u32>, Vec<ChunkBits>) {
-        let bits = |vector: &Flat| vector.as_slice().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-        let moments = self.state.moments.iter().map(|(c, m)| (c.0, [bits(&m.exp_avg), bits(&m.exp_avg_sq)]));
-        (bits(&self.state.params), moments.collect())
+    /// The bits of parameters and moments of the chunks that are held.
+    pub fn chunks(&self) -> Vec<ChunkBits> {
+        let layout = layout();
+        let held = layout.chunks.iter().filter_map(|chunk| Some((chunk.id.0, self.state.chunk_bytes(chunk)?)));
+        held.collect()
+    }
+
+    /// The bits of the parameters, where all are held.
+    pub fn all_params(&self) -> Option<Vec<u32>> {
+        let Params::Whole(all) = &self.state.params else { return None };
+        assert!(self.state.params_complete);
+        Some(all.as_slice().iter().map(|x| x.to_bits()).collect())
     }
 }
 
-/// All ranks are at the end of `undisturbed`, a world of one, and hold together every chunk's moments `copies` times.
+/// All ranks are at the end of `undisturbed`, a world of one, and hold together every chunk `copies` times.
 pub fn assert_equal_ends(ranks: &[Seen], undisturbed: &Seen, copies: usize) {
-    let (params, moments) = undisturbed.bits();
-    let mut num_held = vec![0; moments.len()];
+    let chunks = undisturbed.chunks();
+    let mut num_held = vec![0; chunks.len()];
     for (rank, seen) in ranks.iter().enumerate() {
-        let (own_params, own_moments) = seen.bits();
         assert_eq!(seen.state.step, undisturbed.state.step, "rank {rank}");
-        assert!(seen.state.params_complete && own_params == params, "rank {rank} has other parameters");
+        let params = seen.all_params();
+        assert!(params.is_none() || params == undisturbed.all_params(), "rank {rank} has other parameters");
         assert_eq!(seen.state.ledger, undisturbed.state.ledger, "rank {rank}");
-        for chunk in own_moments {
+        for chunk in seen.chunks() {
             num_held[chunk.0 as usize] += 1;
-            assert!(moments[chunk.0 as usize] == chunk, "rank {rank} has other moments of chunk {}", chunk.0);
+            assert!(chunks[chunk.0 as usize] == chunk, "rank {rank} has another chunk {}", chunk.0);
         }
     }
-    assert_eq!(num_held, vec![copies; moments.len()]);
+    assert_eq!(num_held, vec![copies; chunks.len()]);
 }
 
 /// The result that does not depend on the world.
@@ -268,13 +283,9 @@ pub fn layout() -> Layout {
 }
 
 /// The state of step 0 of a rank that owns those chunks.
-pub async fn first_state(setting: &Setting, owned: Vec<ChunkId>, arithmetic: &mut Fake) -> TrainState {
-    let mut state = TrainState::empty(&setting.layout, &setting.plan);
-    arithmetic.initialize(&setting.layout, state.params.as_mut_slice()).await.expect("parameters");
-    let zeros = |chunk: ChunkId| (chunk, Moments::zeros(setting.layout.chunks[chunk.0 as usize].range.len()));
-    state.moments = owned.into_iter().map(zeros).collect();
-    state.ledger = Ledger::new(&setting.plan);
-    (state.step, state.params_complete) = (Some(Step(0)), true);
+pub async fn first_state(setting: &Setting, gather: Gather, owned: Vec<ChunkId>, arithmetic: &mut Fake) -> TrainState {
+    let mut state = TrainState::empty(&setting.layout, &setting.plan, gather);
+    state.make_first(&owned, &setting.layout, &setting.plan, arithmetic).await.expect("parameters");
     state
 }
 
