@@ -107,6 +107,7 @@ fn problem(recipe: &Recipe) -> Problem {
         copies: recipe.workers.copies,
         recompute: recipe.model.recompute,
         gather: recipe.workers.gather,
+        offload_moments: recipe.workers.offload_moments,
     }
 }
 
@@ -158,11 +159,12 @@ impl Report {
     // Writing to a string cannot fail, here and below.
     fn write_memory(&self, text: &mut String) {
         let Self { worker, num_workers, recompute, .. } = self;
+        let moments = if worker.host_bytes > 0 { "moments of one chunk" } else { "moments of owned chunks" };
         let on = |on: bool| if on { "with" } else { "without" };
         let _ = writeln!(text, "At most on one worker of {num_workers} ({} of its slots), fp32:", worker.num_slots);
         for (what, bytes) in [
             ("parameters".into(), worker.params_bytes),
-            ("moments of owned chunks".into(), worker.moments_bytes),
+            (moments.into(), worker.moments_bytes),
             ("gradient sums of owned chunks".into(), worker.sums_bytes),
             ("gradients before reduction".into(), worker.gradients_bytes),
             ("scratch of the reduction".into(), worker.scratch_bytes),
@@ -172,6 +174,14 @@ impl Report {
             ("total".into(), self.total_bytes),
         ] {
             let _ = writeln!(text, "  {what:<31}{}", gib(bytes));
+        }
+        if worker.host_bytes > 0 {
+            let _ = writeln!(
+                text,
+                "Besides, in the host's memory:\n  {:<31}{}",
+                "moments of owned chunks",
+                gib(worker.host_bytes)
+            );
         }
         let _ = writeln!(text, "Of these buffers, the head's with its piece of logits, and a layer's:");
         for (what, bytes) in
@@ -198,8 +208,8 @@ impl Report {
             }
             (None, None) => writeln!(
                 text,
-                "It fits with no number up to {most}, nor with recompute, copies, gather, micro_batch and seq_len at their least; \
-                 take more memory, or more batch.slots and workers."
+                "It fits with no number up to {most}, nor with recompute, copies, gather, offload_moments, micro_batch and seq_len \
+                 at their least; take more memory, or more batch.slots and workers."
             ),
         };
         if self.fits && !self.fits_after_move {

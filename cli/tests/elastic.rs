@@ -36,7 +36,8 @@ fn random_kills_change_nothing() {
     let mut num_kills = 0;
     while num_kills < NUM_RANDOM_KILLS {
         let (store, world) = (format!("killed-after-{num_kills}"), lab.rng.random_range(3..=5));
-        let mut run = lab.start(&store, world, &["--respawn"]);
+        let gather = ["workers.gather=step", "workers.gather=block"].choose(&mut lab.rng).expect("two");
+        let mut run = lab.start(&store, world, &["--respawn", "--set", gather]);
         run.wait_for_step(1);
         kill_at_random(&mut lab, &mut run);
         let ended = run.finish();

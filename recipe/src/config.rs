@@ -234,6 +234,9 @@ pub struct Workers {
     /// How a worker comes by parameters that it does not own, `step` or `block`: with `block` it holds its own chunks only
     /// and gathers the others as it computes, which takes less memory and more traffic. Default `step`.
     pub gather: Gather,
+    /// Whether moments are kept in the host's memory, and come to where the update is computed chunk by chunk: less memory
+    /// of the device, and a slower update. Default false.
+    pub offload_moments: bool,
     /// Whether a worker that is consistently slower than the others is replaced when there is a spare. Default false.
     pub evict_stragglers: bool,
     /// Seconds that a worker which was asked to leave has for it. Default 30.
@@ -262,6 +265,7 @@ impl Default for Workers {
             max_workers: None,
             copies: Copies::default(),
             gather: Gather::default(),
+            offload_moments: false,
             evict_stragglers: false,
             drain_timeout_s: 30,
             wait_timeout_s: 600,

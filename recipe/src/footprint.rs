@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::{
     buffers::{MOST_WAITING, SCRATCH_PARAMS, piece_rows},
     config::{Batch, Copies, Gather},
-    layout::Layout,
+    layout::{CHUNK_PARAMS, Layout},
     model::Qwen2Config,
     ownership::assign_owners,
     slots::{SlotSteps, SumPlan, assign, subtrees},
@@ -41,6 +41,8 @@ pub struct Problem {
     pub recompute: bool,
     /// How parameters come.
     pub gather: Gather,
+    /// Whether moments are kept in the host's memory.
+    pub offload_moments: bool,
 }
 
 /// What the worker that holds most holds at most.
@@ -52,8 +54,10 @@ pub struct Footprint {
     pub num_slots: u64,
     /// Parameters: all of them, or its own and those of the blocks at hand.
     pub params_bytes: u64,
-    /// AdamW's two moments of owned chunks.
+    /// AdamW's two moments of owned chunks, or of the chunk that is updated.
     pub moments_bytes: u64,
+    /// Moments that are kept in the host's memory, which is not counted in the total.
+    pub host_bytes: u64,
     /// Gradient sums of owned chunks.
     pub sums_bytes: u64,
     /// Gradients between the backward and their reduction.
@@ -229,12 +233,13 @@ impl<'a> Shape<'a> {
     fn footprint(&self, rank: usize, load: Load) -> Footprint {
         let plan = SumPlan::new(self.problem.batch.slots, &self.shares[rank]);
         let (owned_params, num_pieces) = (load.owned_params, plan.pieces.len() as u64);
-        let num_slots = plan.steps.len() as u64;
+        let (num_slots, is_offloaded) = (plan.steps.len() as u64, self.problem.offload_moments);
         Footprint {
             owned_params,
             num_slots,
             params_bytes: FP32_BYTES * self.params(owned_params),
-            moments_bytes: 2 * FP32_BYTES * owned_params,
+            moments_bytes: 2 * FP32_BYTES * if is_offloaded { CHUNK_PARAMS as u64 } else { owned_params },
+            host_bytes: if is_offloaded { 2 * FP32_BYTES * owned_params } else { 0 },
             sums_bytes: FP32_BYTES * owned_params,
             gradients_bytes: FP32_BYTES * self.gradients(&plan, MOST_IN_FLIGHT),
             scratch_bytes: FP32_BYTES * self.scratch(num_pieces),

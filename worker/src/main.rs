@@ -4,7 +4,11 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Du
 
 use clap::Parser;
 use polo_proto::v1;
-use polo_recipe::{config::Recipe, error::RecipeError, layout::Layout};
+use polo_recipe::{
+    config::Recipe,
+    error::RecipeError,
+    layout::{CHUNK_PARAMS, Layout},
+};
 use polo_store::{Store, StoreError, recipe_file};
 use polo_worker::{
     agent::{Agent, over_tcp},
@@ -16,7 +20,7 @@ use polo_worker::{
     plane::{Listener, rendezvous::Timeouts},
     pool::Pool,
     session::{Ending, Event, Session},
-    state::TrainState,
+    state::{Moments, TrainState},
     step::Setting,
     torch::TorchArithmetic,
     trainer::{TcpNetwork, Trainer},
@@ -241,6 +245,7 @@ fn trainer(
         source_numbers,
         runtime: Handle::current(),
         initial_weights: recipe.model.init.clone(),
+        stage: recipe.workers.offload_moments.then(|| Moments::zeros(CHUNK_PARAMS)),
         seed: recipe.run.seed,
         loader: None,
     };

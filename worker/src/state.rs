@@ -27,6 +27,11 @@ impl Moments {
     pub fn zeros(num_params: usize) -> Self {
         Self { exp_avg: Flat::zeros(num_params), exp_avg_sq: Flat::zeros(num_params) }
     }
+
+    /// First and second, to be changed.
+    pub fn vectors_mut(&mut self) -> [&mut [f32]; 2] {
+        [self.exp_avg.as_mut_slice(), self.exp_avg_sq.as_mut_slice()]
+    }
 }
 
 /// What one worker holds of State(k).

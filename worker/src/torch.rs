@@ -25,6 +25,7 @@ use crate::{
     optimizer::{AdamW, ChunkState},
     params::Params,
     rig::{Arithmetic, Gradients, SlotDone, Update, Work, waves},
+    state::Moments,
     step::{BlockParams, Parameters, StepError},
 };
 
@@ -53,6 +54,8 @@ pub struct TorchArithmetic {
     pub runtime: Handle,
     /// Where the first weights come from.
     pub initial_weights: InitialWeights,
+    /// Where a chunk's moments come to for an update, if they are kept elsewhere.
+    pub stage: Option<Moments>,
     /// Decides random ones.
     pub seed: u64,
     /// Reads the samples of the work begun last.
@@ -118,10 +121,33 @@ impl Arithmetic for TorchArithmetic {
     fn update(&mut self, update: Update<'_>) -> Result<(), StepError> {
         let Update { chunk, step, clip_coefficient, params, moments, grads } = update;
         let adamw = AdamW { learning_rate: self.plan.learning_rate(step), ..self.adamw };
-        let (exp_avg, exp_avg_sq) = (moments.exp_avg.as_mut_slice(), moments.exp_avg_sq.as_mut_slice());
-        let state = ChunkState { params, exp_avg, exp_avg_sq, grads };
-        Ok(adamw.apply(state, &self.layout, chunk, step.next().0, clip_coefficient)?)
+        let kept = moments.vectors_mut();
+        let mut apply = |[exp_avg, exp_avg_sq]: [&mut [f32]; 2]| {
+            let state = ChunkState { params, exp_avg, exp_avg_sq, grads };
+            adamw.apply(state, &self.layout, chunk, step.next().0, clip_coefficient)
+        };
+        match &mut self.stage {
+            Some(stage) => staged(stage, kept, apply),
+            None => apply(kept),
+        }?;
+        Ok(())
     }
+}
+
+/// Has vectors changed in the memory of `stage`.
+fn staged<E>(
+    stage: &mut Moments,
+    kept: [&mut [f32]; 2],
+    change: impl FnOnce([&mut [f32]; 2]) -> Result<(), E>,
+) -> Result<(), E> {
+    let len = kept[0].len();
+    let [first, second] = stage.vectors_mut().map(|vector| &mut vector[..len]);
+    first.copy_from_slice(kept[0]);
+    second.copy_from_slice(kept[1]);
+    change([&mut *first, &mut *second])?;
+    kept[0].copy_from_slice(first);
+    kept[1].copy_from_slice(second);
+    Ok(())
 }
 
 fn samples_of(plan: &Plan, slots: &Range<usize>) -> Range<usize> {

@@ -5,6 +5,7 @@ pub mod process;
 
 use std::{
     fs,
+    ops::Range,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -20,8 +21,6 @@ use process::{Ended, Running};
 
 const VOCAB_SIZE: i32 = 500;
 const SOURCES: [&str; 3] = ["en", "ne", "zh"];
-const SHARDS_PER_SOURCE: usize = 2;
-const DOCUMENTS_PER_SHARD: usize = 150;
 
 /// The seed in `POLO_TEST_SEED`, or a new one; printed either way.
 pub fn drawn_seed() -> u64 {
@@ -40,6 +39,17 @@ pub struct Shape {
     pub hidden_size: usize,
 }
 
+/// What a corpus consists of.
+#[derive(Debug, Clone)]
+pub struct Documents {
+    /// Shards of each source.
+    pub num_shards: usize,
+    /// Documents of each shard.
+    pub num_per_shard: usize,
+    /// Their lengths, without their ends.
+    pub num_tokens: Range<usize>,
+}
+
 /// A folder with a corpus and a recipe. Runs of it have stores of their own, and must all end in one state.
 pub struct Lab {
     folder: Option<tempfile::TempDir>,
@@ -52,9 +62,14 @@ pub struct Lab {
 impl Lab {
     /// Makes the corpus and the recipe from the seed.
     pub fn new(seed: u64, shape: Shape) -> Self {
+        Self::with_documents(seed, shape, Documents { num_shards: 2, num_per_shard: 150, num_tokens: 100..600 })
+    }
+
+    /// The same, of such documents.
+    pub fn with_documents(seed: u64, shape: Shape, documents: Documents) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let folder = tempfile::tempdir().expect("a folder");
-        write_corpus(&folder.path().join("corpus"), &mut rng);
+        write_corpus(&folder.path().join("corpus"), &documents, &mut rng);
         fs::write(folder.path().join("recipe.toml"), recipe(rng.random(), shape)).expect("the recipe");
         Self { folder: Some(folder), rng, shape, num_runs: 0 }
     }
@@ -102,7 +117,12 @@ impl Lab {
 
     /// Runs on the store of that name until the run is completed; returns the state's digest.
     pub fn digest_of(&mut self, store: &str, num_workers: usize) -> String {
-        let run = self.start(store, num_workers, &[]);
+        self.digest_with(store, num_workers, &[])
+    }
+
+    /// The same, with flags.
+    pub fn digest_with(&mut self, store: &str, num_workers: usize, flags: &[&str]) -> String {
+        let run = self.start(store, num_workers, flags);
         self.completed(&run.finish())
     }
 
@@ -135,9 +155,9 @@ impl Drop for Lab {
 }
 
 /// Text that can be learnt: most tokens follow from the one before, by a rule of the source's own.
-fn document(source: usize, rng: &mut StdRng) -> Vec<i32> {
+fn document(source: usize, num_tokens: Range<usize>, rng: &mut StdRng) -> Vec<i32> {
     let factor = [7, 11, 13][source];
-    let num_tokens = rng.random_range(100..600);
+    let num_tokens = rng.random_range(num_tokens);
     let mut token = rng.random_range(1..VOCAB_SIZE);
     let mut tokens: Vec<i32> = Vec::with_capacity(num_tokens + 1);
     for _ in 0..num_tokens {
@@ -149,11 +169,12 @@ fn document(source: usize, rng: &mut StdRng) -> Vec<i32> {
     tokens
 }
 
-fn write_corpus(folder: &Path, rng: &mut StdRng) {
+fn write_corpus(folder: &Path, documents: &Documents, rng: &mut StdRng) {
     fs::create_dir_all(folder).expect("a folder");
     let sources = SOURCES.iter().enumerate().map(|(number, name)| {
-        let shards: Vec<_> =
-            (0..SHARDS_PER_SOURCE).map(|n| write_shard(folder, &format!("{name}-{n}"), number, rng)).collect();
+        let shards: Vec<_> = (0..documents.num_shards)
+            .map(|n| write_shard(folder, &format!("{name}-{n}"), number, documents, rng))
+            .collect();
         Source {
             name: (*name).into(),
             language: None,
@@ -173,10 +194,10 @@ fn write_corpus(folder: &Path, rng: &mut StdRng) {
     fs::write(folder.join("manifest.json"), manifest.to_json()).expect("the manifest");
 }
 
-fn write_shard(folder: &Path, name: &str, source: usize, rng: &mut StdRng) -> ShardEntry {
+fn write_shard(folder: &Path, name: &str, source: usize, documents: &Documents, rng: &mut StdRng) -> ShardEntry {
     let mut writer = ShardWriter::new(Vec::new());
-    for _ in 0..DOCUMENTS_PER_SHARD {
-        writer.push_document(&document(source, rng)).expect("in memory");
+    for _ in 0..documents.num_per_shard {
+        writer.push_document(&document(source, documents.num_tokens.clone(), rng)).expect("in memory");
     }
     let num_tokens = writer.num_tokens();
     let (bin, index) = writer.finish();

@@ -10,7 +10,7 @@ use crate::{
 const SHORTEST_SEQ_LEN: usize = 128;
 
 /// The first of the changes, which leave the trained numbers as they are.
-const NUM_WITHOUT_EFFECT: usize = 3;
+const NUM_WITHOUT_EFFECT: usize = 4;
 
 /// Changes to a recipe with which it fits.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -68,6 +68,7 @@ fn changes(problem: &Problem) -> Vec<Change> {
         ("model.recompute=true".into(), Problem { recompute: true, ..problem.clone() }),
         ("workers.copies=1".into(), Problem { copies: Copies::Number(1), ..problem.clone() }),
         ("workers.gather=block".into(), Problem { gather: Gather::Block, ..problem.clone() }),
+        ("workers.offload_moments=true".into(), Problem { offload_moments: true, ..problem.clone() }),
         ("batch.micro_batch=1".into(), Problem { batch: batch(1), ..problem.clone() }),
     ]
 }

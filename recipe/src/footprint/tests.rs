@@ -1,14 +1,13 @@
 //! The formulas of ARCHITECTURE.md, "What a worker holds", written out for published models.
 
 use super::*;
-use crate::layout::CHUNK_PARAMS;
 use crate::testing::{published, qwen2_7b, qwen2_72b};
 
 const GIB: u64 = 1 << 30;
 
 fn problem(model: Qwen2Config, [samples_per_step, slots, micro_batch]: [usize; 3]) -> Problem {
     let batch = Batch { seq_len: 4096, samples_per_step, slots, micro_batch, document_mask: false };
-    Problem { model, batch, copies: Copies::Number(2), recompute: false, gather: Gather::Step }
+    Problem { model, batch, copies: Copies::Number(2), recompute: false, gather: Gather::Step, offload_moments: false }
 }
 
 fn of(problem: &Problem, num_workers: usize) -> Footprint {
@@ -123,6 +122,16 @@ fn the_72b_gathered_block_by_block() {
 }
 
 #[test]
+fn moments_that_are_offloaded_leave_room_for_those_of_one_chunk() {
+    let plain = problem(qwen2_72b(), [64, 64, 1]);
+    let [kept, offloaded] = [false, true].map(|offload_moments| of(&Problem { offload_moments, ..plain.clone() }, 64));
+    let owned = offloaded.owned_params;
+    assert_eq!((offloaded.moments_bytes, offloaded.host_bytes), (8 << 20, 8 * owned));
+    assert_eq!((kept.moments_bytes, kept.host_bytes), (8 * owned, 0));
+    assert_eq!(kept.total_bytes() - offloaded.total_bytes(), 8 * owned - (8 << 20));
+}
+
+#[test]
 fn a_tied_embedding_stays_until_the_head_is_through() {
     let tied = published(896, 24, (14, 2), 4864, 151_936, true);
     let layout = Layout::qwen2(&tied);
@@ -160,7 +169,14 @@ fn what_leaves_the_numbers_as_they_are_is_tried_first_and_nothing_needless_is_sa
     let few = Problem { batch: Batch { seq_len: 256, ..plain.batch.clone() }, ..plain.clone() };
     let remedy = what_would_fit(&few, of(&few, 8).total_bytes() - 5 * GIB).expect("a remedy");
     assert_eq!((remedy.sets, remedy.num_workers), (vec!["workers.copies=1".into()], 8));
-    let short = Problem { copies: Copies::Number(1), recompute: true, ..plain.clone() };
+    // Where nothing that leaves the numbers alone is left to change, samples become shorter.
+    let short = Problem {
+        copies: Copies::Number(1),
+        recompute: true,
+        gather: Gather::Block,
+        offload_moments: true,
+        ..plain.clone()
+    };
     let remedy = what_would_fit(&short, of(&short, 8).total_bytes() - 1).expect("a remedy");
     assert_eq!(remedy.sets, ["batch.seq_len=2048"]);
     assert_eq!(what_would_fit(&plain, GIB), None);
