@@ -218,7 +218,8 @@ fn hello(args: &Args, recipe: &Recipe, corpus: &Corpus, listener: &Listener) -> 
 
 fn model_options(recipe: &Recipe, corpus: &Corpus) -> ModelOptions {
     let document_end = recipe.batch.document_mask.then(|| i64::from(corpus.manifest().eos_id));
-    ModelOptions { recompute: recipe.model.recompute, document_end }
+    let compute_dtype = recipe.model.compute_dtype;
+    ModelOptions { recompute: recipe.model.recompute, document_end, compute_dtype, ..ModelOptions::default() }
 }
 
 /// What the torch thread makes its trainer with: tensors stay on the thread where they were made.

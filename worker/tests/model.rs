@@ -1,4 +1,5 @@
-//! The model beside transformers' Qwen2 (fixtures/make.py), and beside itself: the same bits whatever the way.
+//! The model beside transformers' Qwen2 (fixtures/make.py), with both sets of kernels, and beside itself: the same bits
+//! whatever the way.
 
 use std::path::PathBuf;
 
@@ -36,7 +37,7 @@ impl Case {
     }
 
     fn model(&self, recompute: bool) -> Model {
-        Model::new(&self.config, ModelOptions { recompute, document_end: None }).expect("model")
+        Model::new(&self.config, ModelOptions { recompute, ..Default::default() }).expect("model")
     }
 
     fn params(&self, model: &Model) -> Tensor {
