@@ -17,6 +17,8 @@ void polo_be_deterministic() {
   context.setAllowBF16ReductionCuBLAS(false);
 }
 
+bool polo_is_deterministic() { return at::globalContext().deterministicAlgorithms(); }
+
 // Causal attention of queries [rows, heads, dim] and keys and values [rows, kv_heads, dim] within spans, whose int32 bounds
 // begin with 0 and end with `rows`. Fills results: out [rows, heads, dim], log_sum_exp [heads, rows], and two tensors that
 // the backward wants. Returns null, or what went wrong as a string for polo_release.

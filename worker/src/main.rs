@@ -11,7 +11,7 @@ use polo_worker::{
     checkpointer::Checkpointer,
     corpus::{Corpus, CorpusError},
     desk::Desk,
-    model::{Model, ModelError, ModelOptions},
+    model::{Model, ModelError, ModelOptions, determinism::CUBLAS_WORKSPACE},
     optimizer::AdamW,
     plane::{Listener, rendezvous::Timeouts},
     pool::Pool,
@@ -87,6 +87,7 @@ enum WorkerError {
 }
 
 fn main() -> ExitCode {
+    fix_cublas_workspace();
     let args = Args::parse();
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_from_env("POLO_LOG").unwrap_or_else(|_| EnvFilter::new("warn")))
@@ -104,6 +105,15 @@ fn main() -> ExitCode {
         (Err(error), speaker) => eprintln!("{}: {error}", speaker.as_deref().unwrap_or("error")),
     }
     ExitCode::FAILURE
+}
+
+/// Sets what cuBLAS reads when CUDA is first used, unless whoever started this worker has.
+fn fix_cublas_workspace() {
+    let (name, value) = CUBLAS_WORKSPACE;
+    if std::env::var_os(name).is_none() {
+        // SAFETY: nothing but this thread runs yet.
+        unsafe { std::env::set_var(name, value) };
+    }
 }
 
 /// Ends the process when nobody holds the other end of its standard input any more.

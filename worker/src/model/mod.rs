@@ -6,6 +6,7 @@
 //! between blocks and adding gradients straight into flat vectors are a few lines here. Start at [`pass`], one micro-batch's
 //! way through the blocks.
 
+pub mod determinism;
 pub mod head;
 pub mod kernels;
 pub mod layer;
@@ -116,7 +117,7 @@ impl Model {
     ) -> Result<Self, ModelError> {
         check(config)?;
         if options.device != Device::Cpu {
-            kernels::be_deterministic();
+            determinism::be_deterministic();
         }
         let (layout, kind) = (Arc::new(Layout::qwen2(config)), kind(options.compute_dtype));
         Ok(Self { config: config.clone(), layout, options, kind, kernels })

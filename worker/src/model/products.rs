@@ -1,4 +1,4 @@
-//! Matrix products whose result is fp32 whatever their factors are: gradients of weights, and logits.
+//! Matrix products whose result may be fp32 while their factors are bf16: gradients of weights, and logits.
 //!
 //! With bf16 factors on a GPU the product itself has an fp32 result, and what is added to is read and written in it. No
 //! other device has that in libtorch, so factors become fp32 there first. Both ways every product of two numbers is exact
@@ -11,23 +11,21 @@ use super::ModelError;
 /// `weight_grad += out_grad^T input`: the gradient of a linear layer's `[out, in]` weight.
 pub fn add_product(weight_grad: &Tensor, out_grad: &Tensor, input: &Tensor) -> Result<(), ModelError> {
     let out_grad = out_grad.f_tr()?;
-    match has_float_products(input) {
+    let sum = match has_float_products(input) {
         true => weight_grad.f_addmm_dtype_out(weight_grad, &out_grad, input, Kind::Float),
         false => weight_grad.shallow_clone().f_addmm_(&floats(&out_grad)?, &floats(input)?),
-    }?;
-    Ok(())
+    };
+    Ok(sum.map(drop)?)
 }
 
-/// `out = a b`, without a new tensor for it.
+/// `out = a b` in the kind of `out`, fp32 or that of the factors, without a new tensor for it.
 pub fn product_into(out: &Tensor, a: &Tensor, b: &Tensor) -> Result<(), ModelError> {
-    if out.kind() == a.kind() {
-        a.f_mm_out(out, b)?;
-    } else if has_float_products(a) {
-        a.f_mm_dtype_out(out, b, out.kind())?;
-    } else {
-        floats(a)?.f_mm_out(out, &floats(b)?)?;
-    }
-    Ok(())
+    let product = match out.kind() == a.kind() {
+        true => a.f_mm_out(out, b),
+        false if has_float_products(a) => a.f_mm_dtype_out(out, b, out.kind()),
+        false => floats(a)?.f_mm_out(out, &floats(b)?),
+    };
+    Ok(product.map(drop)?)
 }
 
 fn has_float_products(factor: &Tensor) -> bool {

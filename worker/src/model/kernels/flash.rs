@@ -1,6 +1,6 @@
 //! libtorch's flash attention, which only GPUs have: fused, of variable length, with fewer key heads than query heads.
 //!
-//! Its backward adds in a fixed order where deterministic algorithms are asked for ([`be_deterministic`]).
+//! Its backward adds in a fixed order where deterministic algorithms are asked for ([`crate::model::determinism`]).
 
 use std::ffi::{CStr, c_char, c_void};
 
@@ -13,7 +13,6 @@ use crate::model::{ModelError, places::Places};
 const WIDEST_HEAD: i64 = 256;
 
 unsafe extern "C" {
-    fn polo_be_deterministic();
     fn polo_flash_attention(
         queries: *const c_void,
         keys: *const c_void,
@@ -24,13 +23,6 @@ unsafe extern "C" {
         results: *const *mut c_void,
     ) -> *mut c_char;
     fn polo_release(message: *mut c_char);
-}
-
-/// Lets libtorch choose only algorithms that give the same bits for the same arguments, and sum in fp32, on every device
-/// and for the whole process.
-pub(crate) fn be_deterministic() {
-    // SAFETY: it sets libtorch's own switches.
-    unsafe { polo_be_deterministic() }
 }
 
 /// Whether flash attention takes these rows.

@@ -15,8 +15,6 @@ use tch::{Device, Kind, Tensor};
 
 use super::{ModelError, places::Places};
 
-pub(crate) use flash::be_deterministic;
-
 type Result<T = ()> = std::result::Result<T, ModelError>;
 
 /// The kernels for activations of that kind on that device.
