@@ -66,6 +66,34 @@ fn losses_follow_those_of_fp32_within_a_hundredth() {
 }
 
 #[test]
+fn logits_are_not_rounded_to_bf16() {
+    let case = Case::load("tied_kv1");
+    let model = case.model(BFLOAT16, false);
+    let logits = model.logits(&case.params(&model), &case.get("tokens").narrow(1, 0, 13).contiguous()).expect("logits");
+    assert_ne!(logits.to_kind(Kind::BFloat16).to_kind(Kind::Float), logits);
+}
+
+/// In bf16, 1 + 2^-10 is 1.
+#[test]
+fn weights_of_norms_are_not_rounded_to_bf16_and_those_of_matrices_are() {
+    let case = Case::load("tied_kv1");
+    let model = case.model(BFLOAT16, false);
+    let losses = |of: &str, value: f64| {
+        let params = case.params(&model);
+        for spec in model.layout().tensors.iter().filter(|spec| spec.name.contains(of)) {
+            let _ = params.narrow(0, spec.offset as i64, spec.numel() as i64).fill_(value);
+        }
+        model.loss(&params, case.get("tokens")).expect("losses")
+    };
+    for norm in ["model.norm", "input_layernorm", "post_attention_layernorm"] {
+        assert_ne!(losses(norm, 1.0), losses(norm, 1.0 + 1.0 / 1024.0), "{norm}");
+    }
+    for matrix in ["embed", "q_proj", "o_proj", "gate_proj", "down_proj"] {
+        assert_eq!(losses(matrix, 1.0), losses(matrix, 1.0 + 1.0 / 1024.0), "{matrix}");
+    }
+}
+
+#[test]
 fn activations_are_bf16() {
     let case = Case::load("tied_kv1");
     for (way, kind) in [(HOST, Kind::Float), (ATEN, Kind::Float), (BFLOAT16, Kind::BFloat16)] {

@@ -69,7 +69,7 @@ fn masked_samples_have_the_losses_and_gradients_of_their_documents_alone() {
             let alone: Vec<_> = cuts.windows(2).map(|cut| &sample[cut[0]..=cut[1]]).collect();
             let ((packed_loss, packed), (loss, grads)) =
                 (masked.losses_and_grads(&[sample]), masked.losses_and_grads(&alone));
-            assert!((packed_loss - loss).abs() <= masked.way.tolerance * loss, "{packed_loss} and {loss}");
+            assert!((packed_loss - loss).abs() <= masked.way.loss_tolerance * loss, "{packed_loss} and {loss}");
             masked.way.assert_close("gradients", &packed, &grads);
         }
     }
@@ -89,7 +89,7 @@ fn a_documents_gradient_does_not_depend_on_what_was_before() {
             (all - first, all_grads - first_grads)
         };
         let ((loss, grads), (other_loss, other_grads)) = (difference([5, 17, 80]), difference([9, 30, 2]));
-        assert!((loss - other_loss).abs() <= masked.way.tolerance * loss, "{loss} and {other_loss}");
+        assert!((loss - other_loss).abs() <= masked.way.loss_tolerance * loss, "{loss} and {other_loss}");
         masked.way.assert_close("gradients", &grads, &other_grads);
     }
 }

@@ -3,6 +3,7 @@
 use polo_worker::model::{
     kernels::{Heads, Kernels, Turn, aten::Aten, host::Host},
     places::{Places, Spans},
+    products::{add_product, product_into},
     rope::RopeTables,
 };
 use tch::{Device, Kind, Tensor};
@@ -39,7 +40,7 @@ fn assert_rounded_once(what: &str, found: &Tensor, right: &Tensor) {
 fn places(dim: i64) -> (Places, i64) {
     const SEQUENCE: usize = 600;
     let mut ids = vec![0; 3 * SEQUENCE];
-    [3, 4, 40, 599, 1799].map(|row| ids[row] = 9);
+    [3, 4, 40, 599, 1799].into_iter().for_each(|row: usize| ids[row] = 9);
     let spans = Spans::new(&ids, SEQUENCE, Some(9));
     let rope = RopeTables::new(SEQUENCE as i64, dim, 1e4, Device::Cpu).expect("tables");
     (Places::new(spans, rope).expect("places"), ids.len() as i64)
@@ -161,4 +162,16 @@ fn rows_are_added_where_they_belong_also_twice_and_summed_in_fp32() {
         assert_close("rows", &found.0, &right.0, 2e-7);
         assert_close("sum", &found.1, &right.1, 2e-7);
     }
+}
+
+#[test]
+fn products_of_bf16_are_exact_and_summed_in_fp32() {
+    seed();
+    let (a, b) = (random(&[50, 30]), random(&[50, 20]));
+    let (sum, product) = (random(&[30, 20]), Tensor::empty([50, 20], (Kind::Float, Device::Cpu)));
+    let found = sum.copy();
+    add_product(&found, &bf16(&a), &bf16(&b)).expect("a product");
+    assert_close("sum", &found, &(sum + a.tr().mm(&b)), 1e-6);
+    product_into(&product, &bf16(&a), &bf16(&found)).expect("a product");
+    assert_close("product", &product, &a.mm(&bf16(&found).to_kind(Kind::Float)), 1e-6);
 }

@@ -33,17 +33,27 @@ struct Way {
     compute_dtype: ComputeDtype,
     /// Greatest difference of an element to that of transformers in fp32, over the tensor's greatest element.
     tolerance: f64,
+    /// The same, of a sample's loss.
+    loss_tolerance: f64,
 }
 
-const HOST: Way = Way { name: "host", kernels: &Host, compute_dtype: ComputeDtype::Float32, tolerance: 1e-5 };
-const ATEN: Way = Way { name: "aten", kernels: &Aten, compute_dtype: ComputeDtype::Float32, tolerance: 1e-5 };
-const BFLOAT16: Way = Way { name: "bf16", kernels: &Aten, compute_dtype: ComputeDtype::Bfloat16, tolerance: 0.05 };
+const HOST: Way =
+    Way { name: "host", kernels: &Host, compute_dtype: ComputeDtype::Float32, tolerance: 1e-5, loss_tolerance: 1e-5 };
+const ATEN: Way =
+    Way { name: "aten", kernels: &Aten, compute_dtype: ComputeDtype::Float32, tolerance: 1e-5, loss_tolerance: 1e-5 };
+// These models have large weights: transformers' own bf16 is up to 0.1 off in logits, 0.2 in gradients, 0.003 in losses.
+const BFLOAT16: Way =
+    Way { name: "bf16", kernels: &Aten, compute_dtype: ComputeDtype::Bfloat16, tolerance: 0.15, loss_tolerance: 0.002 };
 const WAYS: [Way; 3] = [HOST, ATEN, BFLOAT16];
 
 impl Way {
     fn model(&self, config: &Qwen2Config, options: ModelOptions) -> Model {
         let options = ModelOptions { compute_dtype: self.compute_dtype, ..options };
         Model::with_kernels(config, options, self.kernels).expect("model")
+    }
+
+    fn assert_losses_close(&self, name: &str, ours: &[f64], theirs: &Tensor) {
+        assert_close(&format!("{} {name} losses", self.name), &Tensor::from_slice(ours), theirs, self.loss_tolerance);
     }
 
     fn assert_close(&self, what: &str, ours: &Tensor, theirs: &Tensor) {

@@ -1,7 +1,5 @@
 //! The numbers of transformers, to within each way's tolerance.
 
-use tch::Tensor;
-
 use crate::{CASES, Case, WAYS, assert_close};
 
 #[test]
@@ -14,7 +12,7 @@ fn logits_and_losses_are_those_of_transformers() {
         let logits = model.logits(&params, &inputs.contiguous()).expect("logits");
         way.assert_close(&format!("{name} logits"), &logits, case.get("logits"));
         let losses = model.loss(&params, tokens).expect("losses");
-        way.assert_close(&format!("{name} losses"), &Tensor::from_slice(&losses), case.get("losses"));
+        way.assert_losses_close(name, &losses, case.get("losses"));
     }
 }
 
@@ -23,7 +21,7 @@ fn every_parameters_gradient_is_that_of_transformers() {
     for (name, way) in CASES.iter().flat_map(|name| WAYS.map(|way| (name, way))) {
         let case = Case::load(name);
         let (losses, grads) = case.losses_and_grads(way, false);
-        way.assert_close(&format!("{name} losses"), &Tensor::from_slice(&losses), case.get("losses"));
+        way.assert_losses_close(name, &losses, case.get("losses"));
         for spec in &case.model(way, false).layout().tensors {
             let ours = grads.narrow(0, spec.offset as i64, spec.numel() as i64);
             let theirs = case.get(&format!("grad.{}", spec.name));
