@@ -3,7 +3,7 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-const SOURCES: [&str; 3] = ["csrc/attention.cpp", "csrc/kernels.cpp", "csrc/optimizer.cpp"];
+const SOURCES: [&str; 4] = ["csrc/attention.cpp", "csrc/device.cpp", "csrc/kernels.cpp", "csrc/optimizer.cpp"];
 
 fn main() {
     println!("cargo:rerun-if-changed=csrc");

@@ -3,7 +3,7 @@
 use std::{fmt::Write, path::PathBuf};
 
 use polo_recipe::{
-    config::{Gather, Recipe},
+    config::{ComputeDtype, Gather, Recipe},
     footprint::{Footprint, Problem, Remedy, footprint, smallest_world, step_flops, what_would_fit},
 };
 use polo_store::recipe_file::{self, RecipeFileError};
@@ -12,8 +12,9 @@ use serde::Serialize;
 use crate::units::{self, gib};
 
 const HELP: &str = "\
-Sizes are those of the worker that holds most, each part at its peak, in fp32: everything computes in fp32 today. What
-libtorch, the network and the allocator take for themselves comes on top.";
+Sizes are those of the worker that holds most, each part at its peak. All numbers are fp32, but with model.compute_dtype =
+\"bfloat16\" activations are bf16, and the block that is computed has a bf16 copy. What libtorch, the network and the
+allocator take for themselves comes on top.";
 
 /// Prints what each worker would hold, and whether that fits
 #[derive(Debug, Clone, clap::Args)]
@@ -58,11 +59,11 @@ pub enum Error {
 /// What is printed.
 #[derive(Debug, Serialize)]
 struct Report {
-    number_format: &'static str,
     num_workers: usize,
     most_workers: usize,
     gather: Gather,
     recompute: bool,
+    compute_dtype: ComputeDtype,
     memory_bytes: u64,
     total_bytes: u64,
     fits: bool,
@@ -108,6 +109,7 @@ fn problem(recipe: &Recipe) -> Problem {
         recompute: recipe.model.recompute,
         gather: recipe.workers.gather,
         offload_moments: recipe.workers.offload_moments,
+        compute_dtype: recipe.model.compute_dtype,
     }
 }
 
@@ -126,11 +128,11 @@ fn report(args: &Args, recipe: &Recipe) -> Result<Report, Error> {
         transfer_s: worker.traffic.sent_bytes().max(worker.traffic.received_bytes()) as f64 / bandwidth,
     });
     Ok(Report {
-        number_format: "fp32",
         num_workers,
         most_workers: slots,
         gather: problem.gather,
         recompute: problem.recompute,
+        compute_dtype: problem.compute_dtype,
         memory_bytes: args.gpu_memory,
         total_bytes: worker.total_bytes(),
         fits: worker.total_bytes() <= args.gpu_memory,
@@ -161,7 +163,11 @@ impl Report {
         let Self { worker, num_workers, recompute, .. } = self;
         let moments = if worker.host_bytes > 0 { "moments of one chunk" } else { "moments of owned chunks" };
         let on = |on: bool| if on { "with" } else { "without" };
-        let _ = writeln!(text, "At most on one worker of {num_workers} ({} of its slots), fp32:", worker.num_slots);
+        let format = match self.compute_dtype {
+            ComputeDtype::Float32 => "fp32",
+            ComputeDtype::Bfloat16 => "activations bf16, all else fp32",
+        };
+        let _ = writeln!(text, "At most on one worker of {num_workers} ({} of its slots), {format}:", worker.num_slots);
         for (what, bytes) in [
             ("parameters".into(), worker.params_bytes),
             (moments.into(), worker.moments_bytes),

@@ -79,10 +79,40 @@ pub struct Model {
     /// same bits. Default false.
     #[serde(default)]
     pub recompute: bool,
+    /// Number format in which activations are kept and multiplied with weights: `float32` or `bfloat16`. Weights, moments and
+    /// gradients of weights are fp32 in both. Default `float32`.
+    // Left out where it is the default, as in the identity.
+    #[serde(default, skip_serializing_if = "ComputeDtype::is_default")]
+    pub compute_dtype: ComputeDtype,
     /// The architecture.
     // The alias lets errors about unknown fields list `config`, which `resolve` has replaced before this is read.
     #[serde(alias = "config")]
     pub qwen2: Qwen2Config,
+}
+
+/// Number format in which activations are kept and multiplied with weights.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ComputeDtype {
+    /// fp32 throughout.
+    #[default]
+    Float32,
+    /// bf16; losses, logits, norms and sums are fp32.
+    Bfloat16,
+}
+
+impl ComputeDtype {
+    /// Bytes of a number.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::Float32 => 4,
+            Self::Bfloat16 => 2,
+        }
+    }
+
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Where the first state's weights come from.
@@ -417,6 +447,9 @@ impl Recipe {
             threads: usize,
             reduction: Reduction,
             allow_repeats: bool,
+            // Left out where it is the default, so that it changes no identity from before there was a choice.
+            #[serde(skip_serializing_if = "ComputeDtype::is_default")]
+            compute_dtype: ComputeDtype,
             batch: &'a Batch,
             optimizer: &'a Optimizer,
             stages: Vec<(u64, &'a Schedule, &'a [StageSource])>,
@@ -428,6 +461,7 @@ impl Recipe {
             threads: self.run.threads,
             reduction: self.run.reduction,
             allow_repeats: self.corpus.allow_repeats,
+            compute_dtype: self.model.compute_dtype,
             batch: &self.batch,
             optimizer: &self.optimizer,
             stages: self.stages.iter().map(|s| (s.num_steps(&self.batch), &s.schedule, s.sources.as_slice())).collect(),

@@ -1,7 +1,8 @@
 //! What a worker holds at most while it trains, and what it moves in a step: by calculation, before anything is started.
 //!
-//! ARCHITECTURE.md has the formulas, under "What a worker holds". All numbers are fp32. Each part is counted at its peak.
-//! That is no waste: vectors are used again in the next step, so what was needed once stays.
+//! ARCHITECTURE.md has the formulas, under "What a worker holds". All numbers are fp32 but for activations, if the recipe
+//! wants them in bf16. Each part is counted at its peak. That is no waste: vectors are used again in the next step, so what
+//! was needed once stays.
 
 mod search;
 #[cfg(test)]
@@ -13,7 +14,7 @@ use serde::Serialize;
 
 use crate::{
     buffers::{MOST_WAITING, SCRATCH_PARAMS, piece_rows},
-    config::{Batch, Copies, Gather},
+    config::{Batch, ComputeDtype, Copies, Gather},
     layout::{CHUNK_PARAMS, Layout},
     model::Qwen2Config,
     ownership::assign_owners,
@@ -24,6 +25,8 @@ pub use search::{Remedy, smallest_world, what_would_fit};
 
 /// Bytes of a number.
 const FP32_BYTES: u64 = 4;
+/// Bytes of a number that is in bf16.
+const BF16_BYTES: u64 = 2;
 /// Blocks between the backward and the end of their reduction, at most: besides those that wait, one whose sender waits as
 /// well, and one that is reduced, less the one that is computed.
 const MOST_IN_FLIGHT: u64 = MOST_WAITING as u64 + 1;
@@ -39,6 +42,8 @@ pub struct Problem {
     pub copies: Copies,
     /// Whether activations are computed again in the backward.
     pub recompute: bool,
+    /// Number format of activations.
+    pub compute_dtype: ComputeDtype,
     /// How parameters come.
     pub gather: Gather,
     /// Whether moments are kept in the host's memory.
@@ -244,10 +249,10 @@ impl<'a> Shape<'a> {
             gradients_bytes: FP32_BYTES * self.gradients(&plan, MOST_IN_FLIGHT),
             scratch_bytes: FP32_BYTES * self.scratch(num_pieces),
             checkpoint_bytes: 3 * FP32_BYTES * load.stored_params,
-            activations_bytes: FP32_BYTES * self.activations(num_slots),
+            activations_bytes: self.activations_bytes(num_slots),
             logits_bytes: FP32_BYTES * self.logits(),
-            head_bytes: FP32_BYTES * (self.logits() + self.rows() * (3 * self.hidden() + 1)),
-            layer_bytes: FP32_BYTES * self.layer_buffers(),
+            head_bytes: self.head_bytes(),
+            layer_bytes: self.layer_bytes(),
             gradients_after_move_bytes: FP32_BYTES * self.gradients(&plan, self.num_layers()),
             traffic: self.traffic(num_pieces, owned_params),
         }
@@ -309,22 +314,28 @@ impl<'a> Shape<'a> {
         (self.num_pieces - num_pieces) * most.min(embedding.max(layer).max(head))
     }
 
-    /// Of a token in a layer, what the backward needs besides the layer's input: two normed rows with a number each, fused
-    /// query, key and value, the heads' output with a number for each, the middle of the layer, gate and up.
-    fn saved_per_token(&self) -> u64 {
-        let config = &self.problem.model;
-        let qkv = self.hidden() + 2 * config.kv_size() as u64;
-        4 * self.hidden() + 2 + qkv + config.num_attention_heads as u64 + 2 * config.intermediate_size as u64
+    /// Bytes of an activation's number.
+    fn number_bytes(&self) -> u64 {
+        self.problem.compute_dtype.bytes()
     }
 
-    fn activations(&self, num_slots: u64) -> u64 {
-        let inputs = (self.num_layers() + 1) * self.hidden();
-        let saved = if self.problem.recompute { 0 } else { self.num_layers() * self.saved_per_token() };
-        let (rows, num_micro_batches) = (self.rows(), self.num_micro_batches());
+    /// Of a token in a layer, what the backward needs besides the layer's input: two normed rows with an fp32 number each,
+    /// fused query, key and value, the heads' output with an fp32 number for each, the middle of the layer, gate and up.
+    fn saved_bytes_per_token(&self) -> u64 {
+        let config = &self.problem.model;
+        let qkv = self.hidden() + 2 * config.kv_size() as u64;
+        let activations = 4 * self.hidden() + qkv + 2 * config.intermediate_size as u64;
+        self.number_bytes() * activations + FP32_BYTES * (config.num_attention_heads as u64 + 2)
+    }
+
+    fn activations_bytes(&self, num_slots: u64) -> u64 {
+        let of_row = self.number_bytes() * self.hidden();
+        let saved = if self.problem.recompute { 0 } else { self.num_layers() * self.saved_bytes_per_token() };
+        let of_pass = self.rows() * ((self.num_layers() + 1) * of_row + saved);
         match self.problem.gather {
             // Each micro-batch leaves the gradient of its embedded tokens to the end of the slot.
-            Gather::Step => rows * (inputs + saved) + (num_micro_batches - 1) * rows * self.hidden(),
-            Gather::Block => num_slots * num_micro_batches * rows * (inputs + saved),
+            Gather::Step => of_pass + (self.num_micro_batches() - 1) * self.rows() * of_row,
+            Gather::Block => num_slots * self.num_micro_batches() * of_pass,
         }
     }
 
@@ -333,10 +344,34 @@ impl<'a> Shape<'a> {
         (piece_rows(vocab) as u64).min(self.rows()) * vocab as u64
     }
 
-    /// Gated MLP, and where the layer is recomputed what it saves and puts out.
-    fn layer_buffers(&self) -> u64 {
-        let recomputed = if self.problem.recompute { self.saved_per_token() + self.hidden() } else { 0 };
-        self.rows() * (self.problem.model.intermediate_size as u64 + recomputed)
+    /// Three rows with a number for each token, and the piece of logits. In bf16 the piece has a copy as well, as has the
+    /// projection; when the piece is gone, the norm's backward needs two fp32 rows.
+    fn head_bytes(&self) -> u64 {
+        let (rows, row) = (self.rows(), self.rows() * self.hidden());
+        let of_rows = self.number_bytes() * 3 * row + FP32_BYTES * rows;
+        of_rows
+            + match self.problem.compute_dtype {
+                ComputeDtype::Float32 => FP32_BYTES * self.logits(),
+                ComputeDtype::Bfloat16 => {
+                    let projection = (self.problem.model.vocab_size * self.problem.model.hidden_size) as u64;
+                    let pieces = (FP32_BYTES + BF16_BYTES) * self.logits();
+                    pieces.max(2 * FP32_BYTES * row) + BF16_BYTES * projection
+                }
+            }
+    }
+
+    /// Gated MLP, and where the layer is recomputed what it saves and puts out. In bf16 two more rows of the MLP, which the
+    /// shim's kernels do without, and a copy of the parameters.
+    fn layer_bytes(&self) -> u64 {
+        let mlp = self.problem.model.intermediate_size as u64 * self.number_bytes();
+        let recomputed = match self.problem.recompute {
+            true => self.saved_bytes_per_token() + self.number_bytes() * self.hidden(),
+            false => 0,
+        };
+        match self.problem.compute_dtype {
+            ComputeDtype::Float32 => self.rows() * (mlp + recomputed),
+            ComputeDtype::Bfloat16 => self.rows() * (3 * mlp + recomputed) + BF16_BYTES * self.sizes.layer,
+        }
     }
 
     fn traffic(&self, num_pieces: u64, owned_params: u64) -> StepTraffic {

@@ -87,6 +87,7 @@ fn a_resolved_recipe_resolves_to_itself() {
         minimal(&[]),
         minimal(&["run.seed=18446744073709551615", "model.init=s3://bucket/hf", "corpus.tokenizer=t.json"]),
         minimal(&["stages.0.schedule.peak_learning_rate=0.1", "stages.0.schedule.floor=0.3"]),
+        minimal(&["model.compute_dtype=bfloat16"]),
     ] {
         let again = resolve(&recipe.to_toml(), &[], &[]).expect("a resolved recipe is right");
         assert_eq!(again, recipe);
@@ -111,6 +112,7 @@ fn the_identity_covers_what_decides_the_numbers_and_nothing_else() {
         "run.seed=1",
         "run.threads=2",
         "model.init=hf",
+        "model.compute_dtype=bfloat16",
         "corpus.allow_repeats=true",
         "batch.seq_len=8",
         "batch.slots=3",
@@ -128,6 +130,7 @@ fn the_identity_covers_what_decides_the_numbers_and_nothing_else() {
         "run.name=other",
         "run.store=elsewhere",
         "model.recompute=true",
+        "model.compute_dtype=float32",
         "corpus.url=elsewhere",
         "corpus.tokenizer=t.json",
         "checkpoint.keep=1",
@@ -165,6 +168,11 @@ fn a_wrong_file_is_refused_with_field_line_and_remedy() {
         ("[corpus]", "[corpse]", ["`corpse` (line 7)", "`corpus`"]),
         ("\"small\"", "\"a/b\"", ["`run.name` (line 3)", "letters, digits"]),
         ("\"s3://bucket/small\"", "\"\"", ["`run.store` (line 4)", "give a URL"]),
+        (
+            "config = \"config.json\"",
+            "config = \"config.json\"\ncompute_dtype = \"fp16\"",
+            ["`model.compute_dtype` (line 7)", "`float32`"],
+        ),
         ("config = \"config.json\"", "", ["`model` (line 5)", "give `config ="]),
         (
             "config = \"config.json\"",

@@ -1,7 +1,7 @@
 // The elementwise passes of Qwen2's forward and backward, each fused into one sweep over memory.
 //
 // All work on contiguous row-major fp32, on blocks of rows in a fixed order, so their bits are a function of their
-// arguments. None can fail; the callers in kernels.rs check shapes. Each kernel stands above the function that spreads
+// arguments. None can fail; the callers in kernels/host.rs check shapes. Each kernel stands above the function that spreads
 // it over blocks.
 #include <cmath>
 #include <vector>

@@ -15,7 +15,7 @@ use polo_worker::{
     checkpointer::Checkpointer,
     corpus::{Corpus, CorpusError},
     desk::Desk,
-    model::{Model, ModelError, ModelOptions},
+    model::{Model, ModelError, ModelOptions, determinism::CUBLAS_WORKSPACE},
     optimizer::AdamW,
     plane::{Listener, rendezvous::Timeouts},
     pool::Pool,
@@ -91,6 +91,7 @@ enum WorkerError {
 }
 
 fn main() -> ExitCode {
+    fix_cublas_workspace();
     let args = Args::parse();
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_from_env("POLO_LOG").unwrap_or_else(|_| EnvFilter::new("warn")))
@@ -108,6 +109,15 @@ fn main() -> ExitCode {
         (Err(error), speaker) => eprintln!("{}: {error}", speaker.as_deref().unwrap_or("error")),
     }
     ExitCode::FAILURE
+}
+
+/// Sets what cuBLAS reads when CUDA is first used, unless whoever started this worker has.
+fn fix_cublas_workspace() {
+    let (name, value) = CUBLAS_WORKSPACE;
+    if std::env::var_os(name).is_none() {
+        // SAFETY: nothing but this thread runs yet.
+        unsafe { std::env::set_var(name, value) };
+    }
 }
 
 /// Ends the process when nobody holds the other end of its standard input any more.
@@ -222,7 +232,8 @@ fn hello(args: &Args, recipe: &Recipe, corpus: &Corpus, listener: &Listener) -> 
 
 fn model_options(recipe: &Recipe, corpus: &Corpus) -> ModelOptions {
     let document_end = recipe.batch.document_mask.then(|| i64::from(corpus.manifest().eos_id));
-    ModelOptions { recompute: recipe.model.recompute, document_end }
+    let compute_dtype = recipe.model.compute_dtype;
+    ModelOptions { recompute: recipe.model.recompute, document_end, compute_dtype, ..ModelOptions::default() }
 }
 
 /// What the torch thread makes its trainer with: tensors stay on the thread where they were made.

@@ -7,7 +7,15 @@ const GIB: u64 = 1 << 30;
 
 fn problem(model: Qwen2Config, [samples_per_step, slots, micro_batch]: [usize; 3]) -> Problem {
     let batch = Batch { seq_len: 4096, samples_per_step, slots, micro_batch, document_mask: false };
-    Problem { model, batch, copies: Copies::Number(2), recompute: false, gather: Gather::Step, offload_moments: false }
+    Problem {
+        model,
+        batch,
+        copies: Copies::Number(2),
+        recompute: false,
+        compute_dtype: ComputeDtype::Float32,
+        gather: Gather::Step,
+        offload_moments: false,
+    }
 }
 
 fn of(problem: &Problem, num_workers: usize) -> Footprint {
@@ -140,6 +148,39 @@ fn a_tied_embedding_stays_until_the_head_is_through() {
     assert_eq!(found.params_bytes, 4 * (found.owned_params + embedding + 2 * layer));
     // Of both slots, the head's gradient of it waits for that of the rows.
     assert_eq!(found.gradients_bytes, 4 * (2 * embedding + 2 * 896 + (2 + 3) * layer));
+}
+
+#[test]
+fn the_7b_in_bf16_has_half_the_activations_and_copies_of_a_block() {
+    let fp32 = problem(qwen2_7b(), [8, 8, 1]);
+    let found = of(&Problem { compute_dtype: ComputeDtype::Bfloat16, ..fp32.clone() }, 8);
+    let saved = 2 * (5 * H7 + 2 * K7 + 2 * M7) + 4 * (28 + 2);
+    assert_eq!(found.activations_bytes, 4096 * (29 * 2 * H7 + 28 * saved));
+    assert_eq!(found.logits_bytes, 4 * 432 * V);
+    assert_eq!(found.head_bytes, 4096 * (6 * H7 + 4) + 6 * 432 * V + 2 * V * H7);
+    assert_eq!(found.layer_bytes, 6 * 4096 * M7 + 2 * LAYER7);
+    // What is fp32 in any case: weights, moments, gradients, and what travels.
+    let other = of(&fp32, 8);
+    let without = |of: Footprint| Footprint { activations_bytes: 0, head_bytes: 0, layer_bytes: 0, ..of };
+    assert_eq!(without(found), without(other));
+}
+
+#[test]
+fn the_72b_in_bf16_gathered_and_recomputed() {
+    let problem = Problem {
+        recompute: true,
+        gather: Gather::Block,
+        compute_dtype: ComputeDtype::Bfloat16,
+        ..problem(qwen2_72b(), [64, 64, 1])
+    };
+    let found = of(&problem, 64);
+    assert_eq!(found.activations_bytes, 4096 * 81 * 2 * H72);
+    let saved = 2 * (5 * H72 + 2 * K72 + 2 * M72) + 4 * (64 + 2);
+    assert_eq!(found.layer_bytes, 4096 * (6 * M72 + saved + 2 * H72) + 2 * LAYER72);
+    // With many rows, those of the norm's backward outweigh the logits.
+    let batch = Batch { samples_per_step: 512, micro_batch: 8, ..problem.batch.clone() };
+    let many = of(&Problem { batch, ..problem }, 64);
+    assert_eq!(many.head_bytes, 8 * 4096 * (6 * H72 + 4) + 8 * 8 * 4096 * H72 + 2 * V * H72);
 }
 
 #[test]

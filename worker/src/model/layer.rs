@@ -3,25 +3,26 @@
 //! ```text
 //! x -> norm -> q k v -> rotate -> attention -> o -(+ x)-> mid -> norm -> gate up -> swiglu -> down -(+ mid)-> out
 //! ```
-//! Rows are tokens: every activation is `[batch * sequence, width]`.
+//! Rows are tokens: every activation is `[batch * sequence, width]`, in the compute dtype, and so is its gradient: also
+//! what runs from layer to layer (`x`, `mid`, `out`).
 
 use polo_recipe::model::Qwen2Config;
 use tch::Tensor;
 
 use super::ModelError;
-use super::kernels::{self, Attended, Heads, Normed, Turn};
-use super::rope::RopeTables;
-use super::spans::Spans;
+use super::kernels::{Attended, Heads, Kernels, Normed, Turn};
+use super::places::Places;
+use super::products::add_product;
 use super::views::LayerViews;
 
 /// What all layers share during one micro-batch.
 pub struct Context<'a> {
     /// The model's architecture.
     pub config: &'a Qwen2Config,
-    /// Which of its rows attend to each other.
-    pub spans: &'a Spans,
-    /// Angles for their positions.
-    pub rope: &'a RopeTables,
+    /// Which of its rows attend to each other, and at which positions.
+    pub places: &'a Places,
+    /// What its rows are computed with.
+    pub kernels: &'a dyn Kernels,
 }
 
 /// What the backward needs of the forward.
@@ -42,21 +43,21 @@ impl Context<'_> {
 
     fn rotate(&self, qkv: &Tensor, turn: Turn) -> Result<(), ModelError> {
         let heads = self.heads();
-        kernels::rotate(qkv, heads.query + heads.kv, self.rope, self.spans, turn)
+        self.kernels.rotate(qkv, heads.query + heads.kv, self.places, turn)
     }
 }
 
 /// The layer's output and what its backward needs.
 pub fn forward(x: &Tensor, params: &LayerViews, context: &Context) -> Result<(Tensor, Saved), ModelError> {
-    let eps = context.config.rms_norm_eps;
-    let attention_norm = kernels::rms_norm(x, &params.input_norm, eps)?;
+    let (eps, kernels) = (context.config.rms_norm_eps, context.kernels);
+    let attention_norm = kernels.rms_norm(x, &params.input_norm, eps)?;
     let qkv = params.qkv_bias.f_addmm(&attention_norm.out, &params.qkv_weight.f_tr()?)?;
     context.rotate(&qkv, Turn::Forward)?;
-    let attended = kernels::attention(&qkv, context.spans, context.heads())?;
+    let attended = kernels.attention(&qkv, context.places, context.heads())?;
     let mid = x.f_addmm(&attended.out, &params.o_weight.f_tr()?)?;
-    let mlp_norm = kernels::rms_norm(&mid, &params.post_attention_norm, eps)?;
+    let mlp_norm = kernels.rms_norm(&mid, &params.post_attention_norm, eps)?;
     let gate_up = mlp_norm.out.f_mm(&params.gate_up_weight.f_tr()?)?;
-    let out = mid.f_addmm(&kernels::swiglu(&gate_up)?, &params.down_weight.f_tr()?)?;
+    let out = mid.f_addmm(&kernels.swiglu(&gate_up)?, &params.down_weight.f_tr()?)?;
     Ok((out, Saved { attention_norm, qkv, attended, mid, mlp_norm, gate_up }))
 }
 
@@ -70,19 +71,20 @@ pub fn backward(
     grads: &LayerViews,
     context: &Context,
 ) -> Result<(), ModelError> {
+    let kernels = context.kernels;
     let Saved { attention_norm, qkv, attended, mid, mlp_norm, gate_up } = saved;
-    mlp_backward(grad, &mid, mlp_norm, gate_up, params, grads)?;
+    mlp_backward(grad, &mid, mlp_norm, gate_up, params, grads, kernels)?;
     drop(mid);
 
     let attended_grad = grad.f_mm(&params.o_weight)?;
     add_product(&grads.o_weight, grad, &attended.out)?;
-    let qkv_grad = kernels::attention_backward(&attended_grad, &qkv, &attended, context.spans, context.heads())?;
+    let qkv_grad = kernels.attention_backward(&attended_grad, &qkv, &attended, context.places, context.heads())?;
     drop((attended_grad, qkv, attended));
     context.rotate(&qkv_grad, Turn::Backward)?;
-    kernels::add_row_sum(&grads.qkv_bias, &qkv_grad)?;
+    kernels.add_row_sum(&grads.qkv_bias, &qkv_grad)?;
     add_product(&grads.qkv_weight, &qkv_grad, &attention_norm.out)?;
     let norm_grad = qkv_grad.f_mm(&params.qkv_weight)?;
-    kernels::rms_norm_backward(x, &params.input_norm, &attention_norm.inverse_rms, &norm_grad, grad, &grads.input_norm)
+    kernels.rms_norm_backward(x, &params.input_norm, &attention_norm.inverse_rms, &norm_grad, grad, &grads.input_norm)
 }
 
 fn mlp_backward(
@@ -92,25 +94,14 @@ fn mlp_backward(
     gate_up: Tensor,
     params: &LayerViews,
     grads: &LayerViews,
+    kernels: &dyn Kernels,
 ) -> Result<(), ModelError> {
     let swiglu = grad.f_mm(&params.down_weight)?;
-    kernels::swiglu_backward(&gate_up, &swiglu)?;
+    kernels.swiglu_backward(&gate_up, &swiglu)?;
     add_product(&grads.down_weight, grad, &swiglu)?;
     drop(swiglu);
     add_product(&grads.gate_up_weight, &gate_up, &norm.out)?;
     let norm_grad = gate_up.f_mm(&params.gate_up_weight)?;
     let (weight, weight_grad) = (&params.post_attention_norm, &grads.post_attention_norm);
-    kernels::rms_norm_backward(mid, weight, &norm.inverse_rms, &norm_grad, grad, weight_grad)
-}
-
-/// `weight_grad += out_grad^T input`: the gradient of a linear layer's `[out, in]` weight.
-pub fn add_product(weight_grad: &Tensor, out_grad: &Tensor, input: &Tensor) -> Result<(), ModelError> {
-    weight_grad.shallow_clone().f_addmm_(&out_grad.f_tr()?, input).map(drop)?;
-    Ok(())
-}
-
-/// `out = a b`, without a new tensor.
-pub fn product_into(out: &Tensor, a: &Tensor, b: &Tensor) -> Result<(), ModelError> {
-    a.f_mm_out(out, b).map(drop)?;
-    Ok(())
+    kernels.rms_norm_backward(mid, weight, &norm.inverse_rms, &norm_grad, grad, weight_grad)
 }

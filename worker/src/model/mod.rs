@@ -1,23 +1,29 @@
 //! Qwen2's forward and backward, written out block by block on flat fp32 vectors.
 //!
+//! Parameters come, and their gradients go, in fp32; between them it is computed in [`ModelOptions::compute_dtype`].
+//!
 //! No autograd: a layer's backward is a function beside its forward ([`layer`]), so that recomputation, cancelling
 //! between blocks and adding gradients straight into flat vectors are a few lines here. Start at [`pass`], one micro-batch's
 //! way through the blocks.
 
+pub mod determinism;
 pub mod head;
 pub mod kernels;
 pub mod layer;
 pub mod pass;
+pub mod places;
+pub mod products;
 pub mod rope;
-pub mod spans;
 pub mod views;
 
+use polo_recipe::config::ComputeDtype;
 use polo_recipe::layout::Layout;
 use polo_recipe::model::Qwen2Config;
 use std::sync::Arc;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use thiserror::Error;
 
+use kernels::Kernels;
 use pass::Pass;
 use views::HeadViews;
 
@@ -58,18 +64,32 @@ pub enum ModelError {
     /// The layout lacks a tensor of the architecture.
     #[error("the layout has no tensor {0}")]
     NoSuchTensor(String),
+    /// libtorch refused what the shim asked of it.
+    #[error("libtorch: {0}")]
+    Shim(String),
     /// libtorch refused.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
 }
 
 /// How a model is computed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ModelOptions {
     /// Keep only each layer's input and redo its forward in the backward: less memory, a third more work, the same bits.
     pub recompute: bool,
     /// The id that ends a document, if tokens attend only within theirs. Positions begin anew with each document then.
     pub document_end: Option<i64>,
+    /// Number format of activations and of the matrices they are multiplied with.
+    pub compute_dtype: ComputeDtype,
+    /// Where parameters are and everything is computed.
+    pub device: Device,
+}
+
+impl Default for ModelOptions {
+    /// fp32 on the CPU.
+    fn default() -> Self {
+        Self { recompute: false, document_end: None, compute_dtype: ComputeDtype::default(), device: Device::Cpu }
+    }
 }
 
 /// A Qwen2 without its weights, which every call brings as one flat vector in the order of its [`Layout`].
@@ -77,13 +97,30 @@ pub struct Model {
     config: Qwen2Config,
     layout: Arc<Layout>,
     options: ModelOptions,
+    /// Of activations.
+    kind: Kind,
+    kernels: &'static dyn Kernels,
 }
 
 impl Model {
-    /// A model of that architecture, with the layout of [`Layout::qwen2`].
+    /// A model of that architecture, with the layout of [`Layout::qwen2`]. On another device than the CPU, libtorch is told
+    /// to use deterministic algorithms only, in the whole process.
     pub fn new(config: &Qwen2Config, options: ModelOptions) -> Result<Self, ModelError> {
+        Self::with_kernels(config, options, kernels::choose(options.device, kind(options.compute_dtype)))
+    }
+
+    /// A model that is computed with other kernels than those for its device and compute dtype: to compare them.
+    pub fn with_kernels(
+        config: &Qwen2Config,
+        options: ModelOptions,
+        kernels: &'static dyn Kernels,
+    ) -> Result<Self, ModelError> {
         check(config)?;
-        Ok(Self { config: config.clone(), layout: Arc::new(Layout::qwen2(config)), options })
+        if options.device != Device::Cpu {
+            determinism::be_deterministic();
+        }
+        let (layout, kind) = (Arc::new(Layout::qwen2(config)), kind(options.compute_dtype));
+        Ok(Self { config: config.clone(), layout, options, kind, kernels })
     }
 
     /// The architecture.
@@ -127,24 +164,22 @@ impl Model {
 
     /// Each sample's summed loss, without gradients; arguments as in [`Model::loss_and_grad`].
     pub fn loss(&self, params: &Tensor, tokens: &Tensor) -> Result<Vec<f64>, ModelError> {
-        let (inputs, targets) = split(tokens)?;
         let pass = self.forward(params, tokens, &|| Ok(()))?;
-        tch::no_grad(|| {
-            let losses = head::loss(&pass.into_output(), &targets, &self.head(params)?, &self.config)?;
-            Ok(per_sample(&losses, inputs.size()[0]))
-        })
+        pass.into_losses(&self.block(params, self.layout.blocks.len() - 1)?, &self.block(params, 0)?)
     }
 
-    /// Logits `[batch, sequence, vocab]` of int64 `input_ids` `[batch, sequence]`, for checks on small models.
+    /// fp32 logits `[batch, sequence, vocab]` of int64 `input_ids` `[batch, sequence]`, for checks on small models.
     pub fn logits(&self, params: &Tensor, input_ids: &Tensor) -> Result<Tensor, ModelError> {
         // What comes after the last token has no part in any logit.
         let tokens = Tensor::f_cat(&[input_ids, &input_ids.f_narrow(1, 0, 1)?], 1)?;
         let pass = self.forward(params, &tokens, &|| Ok(()))?;
         tch::no_grad(|| {
             let head = self.head(params)?;
-            let normed = kernels::rms_norm(&pass.into_output(), &head.norm, self.config.rms_norm_eps)?;
-            let shape = [input_ids.size()[0], input_ids.size()[1], self.config.vocab_size as i64];
-            Ok(normed.out.f_mm(&head.head.f_tr()?)?.f_view(shape)?)
+            let normed = self.kernels.rms_norm(&pass.into_output(), &head.norm, self.config.rms_norm_eps)?;
+            let ((batch, sequence), vocab) = (input_ids.size2()?, self.config.vocab_size as i64);
+            let logits = Tensor::f_empty([batch * sequence, vocab], (Kind::Float, normed.out.device()))?;
+            products::product_into(&logits, &normed.out, &head.head.f_tr()?)?;
+            Ok(logits.f_view([batch, sequence, vocab])?)
         })
     }
 
@@ -172,7 +207,19 @@ impl Model {
 
     fn head(&self, params: &Tensor) -> Result<HeadViews, ModelError> {
         let last = self.layout.blocks.len() - 1;
-        HeadViews::new(&self.block(params, last)?, &self.block(params, 0)?, &self.layout)
+        HeadViews::in_kind(&self.block(params, last)?, &self.block(params, 0)?, self.kind, &self.layout)
+    }
+
+    fn head_context(&self) -> head::Context<'_> {
+        head::Context { config: &self.config, kernels: self.kernels }
+    }
+
+    fn check_device(&self, name: &'static str, flat: &Tensor) -> Result<(), ModelError> {
+        if flat.device() == self.options.device {
+            return Ok(());
+        }
+        let (wanted, found) = (format!("it on {:?}", self.options.device), format!("it on {:?}", flat.device()));
+        Err(ModelError::Tensor { name, wanted, found })
     }
 
     fn check_flat(&self, name: &'static str, flat: &Tensor) -> Result<(), ModelError> {
@@ -185,11 +232,29 @@ impl Model {
     }
 }
 
+/// The kind of activations.
+fn kind(compute_dtype: ComputeDtype) -> Kind {
+    match compute_dtype {
+        ComputeDtype::Float32 => Kind::Float,
+        ComputeDtype::Bfloat16 => Kind::BFloat16,
+    }
+}
+
 /// Inputs and targets, `[batch, sequence]` and `[batch * sequence]`.
 fn split(tokens: &Tensor) -> Result<(Tensor, Tensor), ModelError> {
     let sequence = tokens.size2()?.1 - 1;
     let inputs = tokens.f_narrow(1, 0, sequence)?.f_contiguous()?;
     Ok((inputs, tokens.f_narrow(1, 1, sequence)?.f_reshape(-1)?))
+}
+
+/// Refuses tokens on the host that are not in the vocabulary.
+fn check_tokens(tokens: &Tensor, vocab_size: usize) -> Result<(), ModelError> {
+    let vocab_size = vocab_size as i64;
+    let numbers = Vec::<i64>::try_from(tokens.f_reshape(-1)?)?;
+    match numbers.into_iter().find(|token| !(0..vocab_size).contains(token)) {
+        Some(token) => Err(ModelError::TokenOutOfRange { token, vocab_size }),
+        None => Ok(()),
+    }
 }
 
 fn per_sample(losses: &[f64], batch: i64) -> Vec<f64> {

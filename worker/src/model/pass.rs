@@ -1,16 +1,18 @@
 //! One micro-batch on its way through the blocks: forward from the embedding to the head, and back.
 //!
 //! Every block is given its own parameters, and a place to add their gradients to, when its turn comes; nothing here
-//! needs those of another block at the same time, but for an output projection that is the embedding.
+//! needs those of another block at the same time, but for an output projection that is the embedding. Parameters and their
+//! gradients are fp32; to compute in another kind, a block's parameters are converted when its turn comes.
 
 use polo_recipe::layout::Layout;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
+use super::kernels::Kernels;
 use super::layer::{self, Context, Saved};
+use super::places::{Places, Spans};
 use super::rope::RopeTables;
-use super::spans::Spans;
 use super::views::{self, HeadViews, LayerViews};
-use super::{Model, ModelError, head, kernels, per_sample, split};
+use super::{Model, ModelError, check_tokens, head, per_sample, split};
 
 /// A layer's input, and the rest of what its backward needs unless that is recomputed.
 struct Kept {
@@ -25,8 +27,7 @@ pub struct Pass<'m> {
     inputs: Tensor,
     /// `[batch * sequence]`
     targets: Tensor,
-    spans: Spans,
-    rope: RopeTables,
+    places: Places,
     /// Of each layer that was gone through and not yet back.
     kept: Vec<Kept>,
     /// Output of the block before, `[batch * sequence, hidden]`; on the way back the gradient with respect to it.
@@ -34,33 +35,45 @@ pub struct Pass<'m> {
 }
 
 impl<'m> Pass<'m> {
-    /// Enters by the embedding, whose block is `first`; `tokens` are int64 `[batch, seq_len + 1]`.
+    /// Enters by the embedding, whose block is `first`; `tokens` are int64 `[batch, seq_len + 1]`, best on the host.
     pub fn new(model: &'m Model, tokens: &Tensor, first: &Tensor) -> Result<Self, ModelError> {
         tch::no_grad(|| {
-            let (inputs, targets) = split(tokens)?;
-            let ids = inputs.f_view(-1)?;
-            let embedding = views::embedding(first, &model.layout)?;
-            kernels::check_indices("tokens", &ids, embedding.size()[0])?;
-            let x = embedding.f_index_select(0, &ids)?;
-            let (sequence, config) = (inputs.size2()?.1, &model.config);
-            let spans = Spans::new(&Vec::<i64>::try_from(ids)?, sequence as usize, model.options.document_end);
-            let rope = RopeTables::new(sequence, config.head_dim() as i64, config.rope_theta, inputs.device())?;
-            Ok(Self { model, inputs, targets, spans, rope, kept: Vec::new(), x })
+            let (device, options) = (first.device(), &model.options);
+            model.check_device("first", first)?;
+            let tokens = tokens.f_to_device(Device::Cpu)?;
+            check_tokens(&tokens, model.config.vocab_size)?;
+            let (inputs, targets) = split(&tokens)?;
+            let (sequence, ids) = (inputs.size2()?.1, Vec::<i64>::try_from(inputs.f_view(-1)?)?);
+            let spans = Spans::new(&ids, sequence as usize, options.document_end);
+            let (head_dim, theta) = (model.config.head_dim() as i64, model.config.rope_theta);
+            let places = Places::new(spans, RopeTables::new(sequence, head_dim, theta, device)?)?;
+            let (inputs, targets) = (inputs.f_to_device(device)?, targets.f_to_device(device)?);
+            let rows = views::embedding(first, &model.layout)?.f_index_select(0, &inputs.f_view(-1)?)?;
+            Ok(Self { model, inputs, targets, places, kept: Vec::new(), x: rows.f_to_kind(model.kind)? })
         })
     }
 
     fn context(&self) -> Context<'_> {
-        Context { config: &self.model.config, spans: &self.spans, rope: &self.rope }
+        Context { config: &self.model.config, places: &self.places, kernels: self.model.kernels }
     }
 
     /// Goes through the layer that is block number `block`.
     pub fn layer(&mut self, block: usize, params: &Tensor) -> Result<(), ModelError> {
         tch::no_grad(|| {
-            let views = LayerViews::new(params, &self.model.layout, block - 1)?;
+            let views = LayerViews::in_kind(params, self.model.kind, &self.model.layout, block - 1)?;
             let (out, saved) = layer::forward(&self.x, &views, &self.context())?;
             let saved = (!self.model.options.recompute).then_some(saved);
             self.kept.push(Kept { input: std::mem::replace(&mut self.x, out), saved });
             Ok(())
+        })
+    }
+
+    /// Each sample's summed loss; the vectors are those of the last block and of the first.
+    pub fn into_losses(self, last: &Tensor, first: &Tensor) -> Result<Vec<f64>, ModelError> {
+        tch::no_grad(|| {
+            let params = HeadViews::in_kind(last, first, self.model.kind, &self.model.layout)?;
+            let losses = head::loss(&self.x, &self.targets, &params, &self.model.head_context())?;
+            Ok(per_sample(&losses, self.inputs.size()[0]))
         })
     }
 
@@ -73,9 +86,11 @@ impl<'m> Pass<'m> {
     /// vector comes first, then the first one's, which is used if the output projection is the embedding.
     pub fn head(&mut self, params: [&Tensor; 2], grads: [&Tensor; 2], scale: f64) -> Result<Vec<f64>, ModelError> {
         tch::no_grad(|| {
-            let [params, grads] = [params, grads].map(|[last, first]| HeadViews::new(last, first, &self.model.layout));
-            let (losses, grad) =
-                head::loss_and_grad(&self.x, &self.targets, &params?, &grads?, &self.model.config, scale)?;
+            let Model { layout, kind, .. } = self.model;
+            let params = HeadViews::in_kind(params[0], params[1], *kind, layout)?;
+            let grads = HeadViews::new(grads[0], grads[1], layout)?;
+            let context = self.model.head_context();
+            let (losses, grad) = head::loss_and_grad(&self.x, &self.targets, &params, &grads, &context, scale)?;
             self.x = grad;
             Ok(per_sample(&losses, self.inputs.size()[0]))
         })
@@ -85,9 +100,9 @@ impl<'m> Pass<'m> {
     pub fn layer_backward(&mut self, block: usize, params: &Tensor, grads: &Tensor) -> Result<(), ModelError> {
         let Some(Kept { input, saved }) = self.kept.pop() else { return Ok(()) };
         tch::no_grad(|| {
-            let layout = &self.model.layout;
-            let (views, grads) =
-                (LayerViews::new(params, layout, block - 1)?, LayerViews::new(grads, layout, block - 1)?);
+            let Model { layout, kind, .. } = self.model;
+            let views = LayerViews::in_kind(params, *kind, layout, block - 1)?;
+            let grads = LayerViews::new(grads, layout, block - 1)?;
             let saved = match saved {
                 Some(saved) => saved,
                 None => layer::forward(&input, &views, &self.context())?.1,
@@ -98,7 +113,7 @@ impl<'m> Pass<'m> {
 
     /// Leaves by the embedding.
     pub fn into_embedding_grad(self) -> EmbeddingGrad {
-        EmbeddingGrad { inputs: self.inputs, grad: self.x }
+        EmbeddingGrad { inputs: self.inputs, grad: self.x, kernels: self.model.kernels }
     }
 }
 
@@ -108,11 +123,13 @@ pub struct EmbeddingGrad {
     inputs: Tensor,
     /// With respect to the embedded tokens, `[batch * sequence, hidden]`.
     grad: Tensor,
+    kernels: &'static dyn Kernels,
 }
 
 impl EmbeddingGrad {
     /// Adds it to `grads`, the first block's.
     pub fn add_to(&self, grads: &Tensor, layout: &Layout) -> Result<(), ModelError> {
-        tch::no_grad(|| kernels::add_rows_at(&views::embedding(grads, layout)?, &self.inputs.f_view(-1)?, &self.grad))
+        let to = views::embedding(grads, layout)?;
+        tch::no_grad(|| self.kernels.add_rows_at(&to, &self.inputs.f_view(-1)?, &self.grad))
     }
 }

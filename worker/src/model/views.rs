@@ -3,7 +3,7 @@
 //! Neighbours in the layout that are used together are seen as one matrix: q, k and v, and gate and up.
 
 use polo_recipe::layout::Layout;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::ModelError;
 
@@ -34,6 +34,17 @@ pub struct HeadViews {
 }
 
 impl LayerViews {
+    /// Views of `block`, fp32, to compute with: norms' weights stay fp32; if `kind` is another, matrices and biases are
+    /// those of a copy.
+    pub fn in_kind(block: &Tensor, kind: Kind, layout: &Layout, layer: usize) -> Result<Self, ModelError> {
+        let master = Self::new(block, layout, layer)?;
+        if kind == Kind::Float {
+            return Ok(master);
+        }
+        let Self { input_norm, post_attention_norm, .. } = master;
+        Ok(Self { input_norm, post_attention_norm, ..Self::new(&block.f_to_kind(kind)?, layout, layer)? })
+    }
+
     /// Views of layer `layer` in `block`, the vector of its block.
     pub fn new(block: &Tensor, layout: &Layout, layer: usize) -> Result<Self, ModelError> {
         let view = |names: &[&str]| {
@@ -58,6 +69,12 @@ pub fn embedding(block: &Tensor, layout: &Layout) -> Result<Tensor, ModelError> 
 }
 
 impl HeadViews {
+    /// [`HeadViews::new`] on fp32 vectors, with the norm's weight in fp32 and the projection in `kind`.
+    pub fn in_kind(last: &Tensor, first: &Tensor, kind: Kind, layout: &Layout) -> Result<Self, ModelError> {
+        let Self { norm, head } = Self::new(last, first, layout)?;
+        Ok(Self { norm, head: head.f_to_kind(kind)? })
+    }
+
     /// Views in the vectors of the last block and of the first, which has the output projection if it is tied.
     pub fn new(last: &Tensor, first: &Tensor, layout: &Layout) -> Result<Self, ModelError> {
         let number = layout.blocks.len() - 1;

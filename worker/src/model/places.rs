@@ -1,4 +1,30 @@
-//! Which rows of a micro-batch attend to each other: those of one sample, or only those of one document in it.
+//! Where the rows of a micro-batch stand: which of them attend to each other, and at which positions.
+
+use tch::{Kind, Tensor};
+
+use super::{ModelError, rope::RopeTables};
+
+/// Spans of rows and the angles of their positions, for kernels on the host and on the rows' device.
+pub struct Places {
+    /// On the host.
+    pub spans: Spans,
+    /// On the device, for each position of a sample.
+    pub rope: RopeTables,
+    /// Of each row, its position in its span; int64 on the device.
+    pub positions: Tensor,
+    /// The bounds of [`Spans`], int32 on the device: `cu_seqlens`.
+    pub bounds: Tensor,
+}
+
+impl Places {
+    /// Places of the rows in `spans`, none longer than the tables, on these tables' device.
+    pub fn new(spans: Spans, rope: RopeTables) -> Result<Self, ModelError> {
+        let device = rope.cosine.device();
+        let positions = Tensor::f_from_slice(&spans.positions)?.f_to_device(device)?;
+        let bounds = Tensor::f_from_slice(&spans.bounds)?.f_to_kind(Kind::Int)?.f_to_device(device)?;
+        Ok(Self { spans, rope, positions, bounds })
+    }
+}
 
 /// Consecutive spans of rows. A row attends to itself and to those before it in its span.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +67,12 @@ impl Spans {
         &self.positions
     }
 
-    /// The bounds for the kernels, and the number of spans.
+    /// Where each span begins, and after the last one its end.
+    pub fn bounds(&self) -> &[i64] {
+        &self.bounds
+    }
+
+    /// The bounds for the host's kernels, and the number of spans.
     pub(super) fn raw(&self) -> (*const i64, i64) {
         (self.bounds.as_ptr(), self.bounds.len() as i64 - 1)
     }
