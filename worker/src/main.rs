@@ -86,7 +86,8 @@ enum WorkerError {
     Run(String),
 }
 
-fn main() -> ExitCode {
+/// The whole program.
+pub fn main() -> ExitCode {
     let args = Args::parse();
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_from_env("POLO_LOG").unwrap_or_else(|_| EnvFilter::new("warn")))

@@ -1,6 +1,8 @@
 //! The data plane and what is built on it, over real sockets.
 
 mod contract;
+mod fake_nccl;
+mod nccl;
 mod reduce;
 mod rendezvous;
 mod worlds;
