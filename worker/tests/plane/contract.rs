@@ -8,10 +8,13 @@ use polo_worker::plane::{DataPlane, PlaneError, Transfer};
 
 use crate::worlds::{Factory, PATIENCE, block_on, on_all};
 
-/// Makes a test of each part of the contract, for the planes of a [`Factory`].
+/// Makes a test of each part of the contract, or of those named, for the planes of a [`Factory`].
 macro_rules! contract_tests {
     ($factory:path) => {
-        crate::contract::contract_tests!($factory:
+        crate::contract::contract_tests!([] $factory);
+    };
+    ($attributes:tt $factory:path) => {
+        crate::contract::contract_tests!($attributes $factory:
             a_plane_knows_its_place
             messages_arrive_whole_and_in_order_in_every_world
             a_group_of_many_tiny_messages_arrives
@@ -24,8 +27,15 @@ macro_rules! contract_tests {
             a_rank_exchanges_with_others_only
         );
     };
-    ($factory:path: $($name:ident)*) => {
-        $(#[test] fn $name() { crate::contract::$name($factory); })*
+    ($attributes:tt $factory:path: $($name:ident)*) => {
+        $(crate::contract::contract_tests!(@test $attributes $factory, $name);)*
+    };
+    (@test [$($attribute:tt)*] $factory:path, $name:ident) => {
+        #[test]
+        $($attribute)*
+        fn $name() {
+            crate::contract::$name($factory);
+        }
     };
 }
 pub(crate) use contract_tests;

@@ -3,6 +3,7 @@
 mod contract;
 mod fake_nccl;
 mod nccl;
+mod processes;
 mod reduce;
 mod rendezvous;
 mod worlds;

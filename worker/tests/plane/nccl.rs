@@ -1,4 +1,4 @@
-//! The plane over NCCL, on a fake of the library.
+//! The plane over NCCL, on a fake of the library; `processes.rs` has the real one.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use polo_recipe::ids::Rank;
-use polo_worker::plane::nccl::{NcclPlane, form};
+use polo_worker::plane::nccl::{NcclPlane, Terms, form};
 use polo_worker::plane::{DataPlane, PlaneError, Transfer};
 
 use crate::contract::contract_tests;
@@ -17,7 +17,7 @@ fn planes(world: usize, timeout: Duration, min_bulk_bytes: usize, reaches_all: b
     let watched = Arc::new(Watched::default());
     let formed = on_all(tcp_planes(world, timeout), |tcp| {
         let library = Arc::new(FakeNccl { watched: watched.clone(), reaches_all });
-        form(library, tcp, min_bulk_bytes).expect("a communicator")
+        form(library, tcp, &Terms { form_timeout: PATIENCE, min_bulk_bytes }).expect("a communicator")
     });
     (formed, watched)
 }

@@ -53,17 +53,26 @@ pub struct NcclPlane {
     staging: Staging,
 }
 
-/// Forms the communicator of the ranks that have met on `tcp`, with the timeout and the abort handle of that plane.
-///
-/// Rank 0 makes the unique id: NCCL has the process that makes it bring the others together. It is as old as the
-/// connections over which it is sent, so it belongs to this generation alone. All ranks must give the same
-/// `min_bulk_bytes`, usually [`MIN_BULK_BYTES`].
-pub fn form(library: Arc<dyn Library>, mut tcp: TcpPlane, min_bulk_bytes: usize) -> Result<NcclPlane, PlaneError> {
-    let communicator = if tcp.world() > 1 { Some(meet(&*library, &mut tcp)?) } else { None };
-    Ok(NcclPlane { tcp, communicator, library, min_bulk_bytes, staging: Staging::default() })
+/// What all ranks of a generation must have alike.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
+    /// How long forming the communicator may take.
+    pub form_timeout: Duration,
+    /// From which length on messages go by NCCL; usually [`MIN_BULK_BYTES`].
+    pub min_bulk_bytes: usize,
 }
 
-fn meet(library: &dyn Library, tcp: &mut TcpPlane) -> Result<Communicator, PlaneError> {
+/// Forms the communicator of the ranks that have met on `tcp`. Exchanges have the timeout of that plane, and both have its
+/// abort handle.
+///
+/// Rank 0 makes the unique id: NCCL has the process that makes it bring the others together. It is as old as the
+/// connections over which it is sent, so it belongs to this generation alone.
+pub fn form(library: Arc<dyn Library>, mut tcp: TcpPlane, terms: &Terms) -> Result<NcclPlane, PlaneError> {
+    let communicator = if tcp.world() > 1 { Some(meet(&*library, &mut tcp, terms.form_timeout)?) } else { None };
+    Ok(NcclPlane { tcp, communicator, library, min_bulk_bytes: terms.min_bulk_bytes, staging: Staging::default() })
+}
+
+fn meet(library: &dyn Library, tcp: &mut TcpPlane, timeout: Duration) -> Result<Communicator, PlaneError> {
     let (rank, world) = (tcp.rank(), tcp.world());
     let failed = |source| PlaneError::Nccl { rank, what: "form its communicator", source };
     let id = share_id(library, tcp)?;
@@ -71,7 +80,7 @@ fn meet(library: &dyn Library, tcp: &mut TcpPlane) -> Result<Communicator, Plane
     let watching = Communicator::watch(comm, tcp.abort_handle());
     let communicator = watching.map_err(|source| PlaneError::Local { what: "watch NCCL", source })?;
     let others = (0..world as u32).map(Rank).filter(|other| *other != rank).collect();
-    accompany(tcp, &others, "form its communicator", || communicator.status())?;
+    accompany(tcp, &others, "form its communicator", timeout, || communicator.status())?;
     Ok(communicator)
 }
 
@@ -95,9 +104,10 @@ fn accompany(
     tcp: &mut TcpPlane,
     peers: &BTreeSet<Rank>,
     what: &'static str,
+    timeout: Duration,
     mut status: impl FnMut() -> Status,
 ) -> Result<(), PlaneError> {
-    let (rank, timeout, abort) = (tcp.rank(), tcp.timeout(), tcp.abort_handle());
+    let (rank, abort) = (tcp.rank(), tcp.abort_handle());
     let word = |from: &Rank| Message::Whole(Transfer::Recv { from: *from, bytes: &mut [] });
     let mut carrying = tcp.begin(peers.iter().map(word).collect())?;
     let since = Instant::now();
@@ -152,7 +162,8 @@ impl NcclPlane {
         // SAFETY: the group is borrowed, and staging kept, until the transfers are done, or else until `stop` returns.
         let mut begun = Some(unsafe { communicator.enqueue(&staged.bulk) });
         let mut progress = Progress::Enqueued;
-        let moved = accompany(&mut self.tcp, peers, WHAT, || match begun.take() {
+        let timeout = self.tcp.timeout();
+        let moved = accompany(&mut self.tcp, peers, WHAT, timeout, || match begun.take() {
             Some(Status::Failed(error)) => Status::Failed(error),
             _ => communicator.advance(&mut progress),
         });

@@ -43,15 +43,18 @@ pub(super) fn split<'a>(group: impl IntoIterator<Item = Transfer<'a>>, min_bulk_
 mod tests {
     use super::*;
 
-    /// Each message as (whether it is sent, its peer, its length), over TCP or by NCCL, and its lengths there.
-    fn describe(split: &Split<'_>) -> (Vec<(bool, u32, usize, bool)>, Vec<(bool, u32, usize)>) {
+    /// Whether it is sent, its peer, its length, and whether it is whole.
+    type Seen = (bool, u32, usize, bool);
+
+    /// What goes over TCP, and what by NCCL.
+    fn describe(split: &Split<'_>) -> (Vec<Seen>, Vec<Seen>) {
         let is_sent = |transfer: &Transfer<'_>| matches!(transfer, Transfer::Send { .. });
         let control = split.control.iter().map(|message| match message {
             Message::Whole(transfer) => (is_sent(transfer), transfer.peer().0, transfer.len_bytes(), true),
             Message::HeaderTo { to, len_bytes } => (true, to.0, *len_bytes, false),
             Message::HeaderFrom { from, len_bytes } => (false, from.0, *len_bytes, false),
         });
-        let bulk = split.bulk.iter().map(|transfer| (is_sent(transfer), transfer.peer().0, transfer.len_bytes()));
+        let bulk = split.bulk.iter().map(|transfer| (is_sent(transfer), transfer.peer().0, transfer.len_bytes(), true));
         (control.collect(), bulk.collect())
     }
 
@@ -65,9 +68,8 @@ mod tests {
             let receives = received.iter_mut().map(|bytes| Transfer::Recv { from: Rank(0), bytes });
             let (sender, receiver) = (split(sends, min_bulk_bytes), split(receives, min_bulk_bytes));
             let ((control, bulk), (expected_control, expected_bulk)) = (describe(&sender), describe(&receiver));
-            let mirrored = |(is_sent, peer, len)| (!is_sent, 1 - peer, len);
+            let mirrored = |(is_sent, peer, len, is_whole): Seen| (!is_sent, 1 - peer, len, is_whole);
             assert_eq!(bulk, expected_bulk.into_iter().map(mirrored).collect::<Vec<_>>());
-            let mirrored = |(is_sent, peer, len, is_whole)| (!is_sent, 1 - peer, len, is_whole);
             assert_eq!(control, expected_control.into_iter().map(mirrored).collect::<Vec<_>>());
         }
     }
@@ -85,7 +87,7 @@ mod tests {
         let split = split(group, 10);
         let (control, bulk) = describe(&split);
         assert_eq!(control, [(true, 2, 9, true), (true, 2, 10, false), (false, 1, 10, false), (true, 2, 0, true)]);
-        assert_eq!(bulk, [(true, 2, 10), (false, 1, 10)]);
+        assert_eq!(bulk, [(true, 2, 10, true), (false, 1, 10, true)]);
         assert_eq!(split.peers, BTreeSet::from([Rank(1), Rank(2)]));
     }
 }
