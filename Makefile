@@ -4,7 +4,7 @@ PARTS := libtorch tokenizer udhr seaweedfs
 # cpu: everything. cuda: polo-worker-cuda, the worker for NVIDIA GPUs; neither rebuilds the other.
 FLAVOUR := cpu
 
-.PHONY: demo test soak lint bench bench-elastic bench-control build build-cpu build-cuda setup
+.PHONY: demo test test-gpu soak lint bench bench-elastic bench-control build build-cpu build-cuda setup
 
 demo: build
 	scripts/demo
@@ -13,6 +13,11 @@ test: build
 	scripts/setup python megatron grpcurl rclone
 	python3 -m unittest discover bench
 	cargo test --workspace --no-fail-fast
+
+# What needs an NVIDIA GPU, and nothing else does: the data plane's contract on the real NCCL.
+test-gpu:
+	scripts/setup libtorch libtorch-cuda
+	cargo test -p polo-worker --features cuda --test plane -- --ignored --test-threads 1 processes::over_nccl
 
 soak: build
 	POLO_SIM_RUNS=$${POLO_SIM_RUNS:-100000} cargo test -p polo-sim --test simulation every_run -- --nocapture
