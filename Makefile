@@ -1,8 +1,10 @@
 # `make demo` and `make test` are all a user needs; each does its own set-up. See README.md.
 
 PARTS := libtorch tokenizer udhr seaweedfs
+# cpu: everything. cuda: polo-worker-cuda, the worker for NVIDIA GPUs; neither rebuilds the other.
+FLAVOUR := cpu
 
-.PHONY: demo test soak lint bench bench-elastic bench-control build setup
+.PHONY: demo test test-gpu soak lint bench bench-elastic bench-control build build-cpu build-cuda setup
 
 demo: build
 	scripts/demo
@@ -11,6 +13,11 @@ test: build
 	scripts/setup python megatron grpcurl rclone
 	python3 -m unittest discover bench
 	cargo test --workspace --no-fail-fast
+
+# What needs an NVIDIA GPU, and nothing else does: the data plane's contract on the real NCCL.
+test-gpu:
+	scripts/setup libtorch libtorch-cuda
+	cargo test -p polo-worker --features cuda --test plane -- --ignored --test-threads 1 processes::over_nccl
 
 soak: build
 	POLO_SIM_RUNS=$${POLO_SIM_RUNS:-100000} cargo test -p polo-sim --test simulation every_run -- --nocapture
@@ -33,8 +40,15 @@ bench-control: build
 	ulimit -n 12000; cargo run -p polo-coordinator --example fake_workers -- --num-workers 10,100,1000,2000,5000
 	ulimit -n 12000; cargo run -p polo-coordinator --example fake_workers -- --num-workers 10000 --heartbeat-timeout-ms 15000
 
-build: setup
+build: build-$(FLAVOUR)
+
+build-cpu: setup
 	cargo build --workspace
+
+# Of the whole workspace, so that dependencies are those that the CPU flavour has built.
+build-cuda:
+	scripts/setup libtorch libtorch-cuda
+	cargo build --workspace --features polo-worker/cuda --bin polo-worker-cuda
 
 setup:
 	scripts/setup $(PARTS)

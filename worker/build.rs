@@ -3,17 +3,33 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-const SOURCES: [&str; 4] = ["csrc/attention.cpp", "csrc/device.cpp", "csrc/kernels.cpp", "csrc/optimizer.cpp"];
+const SOURCES: [&str; 5] =
+    ["csrc/attention.cpp", "csrc/device.cpp", "csrc/kernels.cpp", "csrc/optimizer.cpp", "csrc/streams.cpp"];
 
 fn main() {
     println!("cargo:rerun-if-changed=csrc");
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     let libtorch = libtorch();
     compile(&libtorch.join("include"));
-    let lib = libtorch.join("lib");
+    let lib = if env::var_os("CARGO_FEATURE_CUDA").is_some() { cuda(&libtorch) } else { libtorch.join("lib") };
     println!("cargo:rustc-link-search=native={}", lib.display());
     println!("cargo:rustc-link-lib=dylib:+verbatim=libgomp.so.1"); // the one that libtorch brings
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+    println!("cargo:rustc-link-arg=-Wl,-rpath,$ORIGIN/lib"); // where they lie beside a program that was taken elsewhere
+}
+
+/// The libraries of the CUDA flavour, whose common part is the same as in the CPU flavour: only the last link differs.
+fn cuda(libtorch: &Path) -> PathBuf {
+    let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("../third_party/libtorch-cuda");
+    println!("cargo:rerun-if-changed={}", made.display());
+    let has_cuda = |folder: &PathBuf| folder.join("lib/libtorch_cuda.so").is_file();
+    let Some(found) = [libtorch.into(), made].into_iter().find(has_cuda) else {
+        eprintln!("there is no CUDA flavour of libtorch here; run `scripts/setup libtorch-cuda`");
+        std::process::exit(1);
+    };
+    // Nothing calls it by name: it registers itself when it is loaded.
+    println!("cargo:rustc-link-arg=-Wl,--no-as-needed,-ltorch_cuda,--as-needed");
+    found.canonicalize().unwrap_or(found).join("lib")
 }
 
 /// The folder that `LIBTORCH` names; cargo's configuration points it at what `scripts/setup libtorch` makes.

@@ -27,5 +27,6 @@ pub mod session;
 pub mod shard_cache;
 pub mod state;
 pub mod step;
+pub mod streams;
 pub mod torch;
 pub mod trainer;

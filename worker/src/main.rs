@@ -90,7 +90,8 @@ enum WorkerError {
     Run(String),
 }
 
-fn main() -> ExitCode {
+/// The whole program.
+pub fn main() -> ExitCode {
     fix_cublas_workspace();
     let args = Args::parse();
     tracing_subscriber::fmt()

@@ -5,6 +5,7 @@ use std::io;
 use polo_recipe::ids::{Generation, Rank};
 
 use super::handshake::Refusal;
+use super::nccl::NcclError;
 
 /// Why a plane could not be formed, or stopped carrying.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +79,16 @@ pub enum PlaneError {
         address: String,
         /// What the resolver said.
         source: io::Error,
+    },
+    /// NCCL or the GPU failed, which concerns all ranks; it does not say whose fault it is.
+    #[error("rank {rank} cannot {what}: {source}")]
+    Nccl {
+        /// This rank.
+        rank: Rank,
+        /// What was tried.
+        what: &'static str,
+        /// What NCCL said.
+        source: NcclError,
     },
     /// The operating system refused something that concerns no peer.
     #[error("the data plane cannot {what}: {source}")]

@@ -2,7 +2,8 @@
 //!
 //! A plane never computes with what it carries and never outlives its generation: after an error or an abort it is
 //! dropped and a new one is formed. Nothing here waits without a bound, and any wait ends at once on [`AbortHandle::abort`].
-//! Start reading at [`DataPlane`]; [`rendezvous`] forms planes of the TCP implementation, [`tcp`].
+//! Start reading at [`DataPlane`]; [`rendezvous`] forms planes of the TCP implementation, [`tcp`], and [`nccl`] puts NCCL
+//! on top of one.
 
 mod dial;
 mod error;
@@ -11,6 +12,7 @@ pub mod gather;
 mod handshake;
 mod listener;
 mod lobby;
+pub mod nccl;
 pub mod rendezvous;
 pub mod tcp;
 mod wake;
@@ -45,6 +47,22 @@ pub enum Transfer<'a> {
 }
 
 impl Transfer<'_> {
+    /// The same for a shorter time.
+    pub fn reborrow(&mut self) -> Transfer<'_> {
+        match self {
+            Self::Send { to, bytes } => Transfer::Send { to: *to, bytes },
+            Self::Recv { from, bytes } => Transfer::Recv { from: *from, bytes },
+        }
+    }
+
+    /// Length of the message in bytes.
+    pub fn len_bytes(&self) -> usize {
+        match self {
+            Self::Send { bytes, .. } => bytes.len(),
+            Self::Recv { bytes, .. } => bytes.len(),
+        }
+    }
+
     /// The other side.
     pub fn peer(&self) -> Rank {
         match self {

@@ -52,41 +52,130 @@ impl TcpPlane {
         Self { rank, generation, peers, timeout, abort }
     }
 
-    /// Sorts a group by peer, in its order. The result has one link for each peer that takes part.
-    fn links<'a>(&'a mut self, group: &'a mut [Transfer<'_>]) -> Result<Vec<Link<'a>>, PlaneError> {
+    /// Begins to carry messages, whose order between two ranks is theirs here.
+    pub(super) fn begin<'a>(&'a mut self, messages: Vec<Message<'a>>) -> Result<Carrying<'a>, PlaneError> {
         let (rank, world, generation) = (self.rank, self.peers.len(), self.generation);
         let ranks = (0..).map(Rank).zip(&mut self.peers);
-        let mut links: Vec<_> = ranks.map(|(rank, peer)| Some(Link::new(rank, peer.as_mut()?))).collect();
-        for transfer in group {
-            let peer = transfer.peer();
-            let link = links.get_mut(peer.index()).and_then(Option::as_mut);
-            let link = link.ok_or(PlaneError::NoSuchPeer { rank, world, peer })?;
-            match transfer {
-                Transfer::Send { bytes, .. } => link.send(rank, generation, bytes),
-                Transfer::Recv { bytes, .. } => link.receive(generation, bytes),
+        let links = ranks.map(|(rank, peer)| Some(Link::new(rank, peer.as_mut()?))).collect();
+        let (timeout, last_progress) = (self.timeout, Instant::now());
+        let mut carrying = Carrying { rank, generation, links, timeout, last_progress, abort: self.abort.clone() };
+        for message in messages {
+            let peer = message.peer();
+            let link = carrying.link(peer).ok_or(PlaneError::NoSuchPeer { rank, world, peer })?;
+            match message {
+                Message::Whole(Transfer::Send { bytes, .. }) => link.send(rank, generation, bytes.len(), bytes),
+                Message::Whole(Transfer::Recv { bytes, .. }) => link.receive(generation, bytes.len(), bytes),
+                Message::HeaderTo { len_bytes, .. } => link.send(rank, generation, len_bytes, &[]),
+                Message::HeaderFrom { len_bytes, .. } => link.receive(generation, len_bytes, &mut []),
             }
         }
-        Ok(links.into_iter().flatten().collect())
+        Ok(carrying)
     }
 
-    /// [`DataPlane::exchange`] on the calling thread.
-    fn exchange_blocking(&mut self, group: &mut [Transfer<'_>]) -> Result<(), PlaneError> {
-        let (abort, timeout) = (self.abort.clone(), self.timeout);
-        let mut links = self.links(group)?;
-        let mut last_progress = Instant::now();
+    /// Carries messages to their ends, on the calling thread.
+    pub(super) fn carry(&mut self, messages: Vec<Message<'_>>) -> Result<(), PlaneError> {
+        self.begin(messages)?.finish()
+    }
+
+    /// How long nothing may move.
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+}
+
+/// What one rank tells another.
+#[derive(Debug)]
+pub(super) enum Message<'a> {
+    /// A header and the bytes that it announces.
+    Whole(Transfer<'a>),
+    /// The header alone: the bytes take another way.
+    HeaderTo { to: Rank, len_bytes: usize },
+    /// The header alone of a message whose bytes take another way.
+    HeaderFrom { from: Rank, len_bytes: usize },
+}
+
+impl Message<'_> {
+    fn peer(&self) -> Rank {
+        match self {
+            Self::Whole(transfer) => transfer.peer(),
+            Self::HeaderTo { to, .. } => *to,
+            Self::HeaderFrom { from, .. } => *from,
+        }
+    }
+}
+
+/// Messages under way.
+pub(super) struct Carrying<'a> {
+    rank: Rank,
+    generation: Generation,
+    /// By rank; `None` for this one.
+    links: Vec<Option<Link<'a>>>,
+    timeout: Duration,
+    last_progress: Instant,
+    abort: AbortHandle,
+}
+
+impl<'a> Carrying<'a> {
+    fn link(&mut self, rank: Rank) -> Option<&mut Link<'a>> {
+        self.links.get_mut(rank.index()).and_then(Option::as_mut)
+    }
+
+    fn pending(&self) -> impl Iterator<Item = &Link<'a>> {
+        self.links.iter().flatten().filter(|link| link.is_pending())
+    }
+
+    fn is_done(&self) -> bool {
+        self.pending().next().is_none()
+    }
+
+    pub(super) fn check_abort(&self) -> Result<(), PlaneError> {
+        if self.abort.is_aborted() { Err(PlaneError::Aborted) } else { Ok(()) }
+    }
+
+    /// The peers with whom messages are under way.
+    pub(super) fn awaited(&self) -> impl Iterator<Item = Rank> {
+        self.pending().map(|link| link.rank)
+    }
+
+    /// Carries all to their ends.
+    pub(super) fn finish(mut self) -> Result<(), PlaneError> {
         loop {
-            if abort.is_aborted() {
-                return Err(PlaneError::Aborted);
-            }
-            links.retain(Link::is_pending);
-            if links.is_empty() {
+            self.check_abort()?;
+            if self.is_done() {
                 return Ok(());
             }
-            if carry(&mut links, &abort, timeout.saturating_sub(last_progress.elapsed()))? {
-                last_progress = Instant::now();
-            } else if last_progress.elapsed() >= timeout {
-                return Err(timed_out(&links, last_progress.elapsed()));
+            let left = self.timeout.saturating_sub(self.last_progress.elapsed());
+            if !self.step(left)? && self.last_progress.elapsed() >= self.timeout {
+                return Err(self.timed_out());
             }
+        }
+    }
+
+    /// Adds an empty message to one of the peers.
+    pub(super) fn send_empty(&mut self, to: Rank) {
+        let (rank, generation) = (self.rank, self.generation);
+        if let Some(link) = self.link(to) {
+            link.send(rank, generation, 0, &[]);
+        }
+    }
+
+    /// Waits until something can be moved, but no longer than `patience`, and moves it. Returns whether anything was.
+    pub(super) fn step(&mut self, patience: Duration) -> Result<bool, PlaneError> {
+        let moved = carry(&mut self.links, &self.abort, patience)?;
+        if moved {
+            self.last_progress = Instant::now();
+        }
+        Ok(moved)
+    }
+
+    /// Says for whom it was waited since something last moved.
+    fn timed_out(&self) -> PlaneError {
+        let (send, receive) =
+            self.pending().fold((0, 0), |(s, r), link| (s + link.outgoing.left(), r + link.incoming.left()));
+        PlaneError::Timeout {
+            waited_ms: self.last_progress.elapsed().as_millis() as u64,
+            ranks: self.awaited().collect(),
+            what: format!("exchanging messages ({send} bytes left to send, {receive} to receive)"),
         }
     }
 }
@@ -106,7 +195,8 @@ impl DataPlane for TcpPlane {
 
     fn exchange<'a>(&'a mut self, group: &'a mut [Transfer<'_>]) -> BoxFuture<'a, Result<(), PlaneError>> {
         // The thread that calls has nothing else to do, so it may block.
-        Box::pin(async move { self.exchange_blocking(group) })
+        let messages = group.iter_mut().map(|transfer| Message::Whole(transfer.reborrow())).collect();
+        Box::pin(async move { self.carry(messages) })
     }
 
     fn abort_handle(&self) -> AbortHandle {
@@ -115,26 +205,17 @@ impl DataPlane for TcpPlane {
 }
 
 /// Waits until a link is ready and moves what can be moved. Returns whether anything was.
-fn carry(links: &mut [Link<'_>], abort: &AbortHandle, timeout: Duration) -> Result<bool, PlaneError> {
+fn carry(links: &mut [Option<Link<'_>>], abort: &AbortHandle, timeout: Duration) -> Result<bool, PlaneError> {
+    let mut pending: Vec<_> = links.iter_mut().flatten().filter(|link| link.is_pending()).collect();
     let mut fds = vec![PollFd::new(abort.signal(), PollFlags::IN)];
-    fds.extend(links.iter().map(|link| PollFd::new(link.stream, link.interest())));
+    fds.extend(pending.iter().map(|link| PollFd::new(link.stream, link.interest())));
     wait(&mut fds, Some(timeout)).map_err(|source| PlaneError::Local { what: "poll its sockets", source })?;
     let ready: Vec<bool> = fds[1..].iter().map(|fd| !fd.revents().is_empty()).collect();
     let mut moved = false;
-    for (link, _) in links.iter_mut().zip(ready).filter(|(_, ready)| *ready) {
+    for (link, _) in pending.iter_mut().zip(ready).filter(|(_, ready)| *ready) {
         moved |= link.carry()?;
     }
     Ok(moved)
-}
-
-fn timed_out(links: &[Link<'_>], waited: Duration) -> PlaneError {
-    let (send, receive) =
-        links.iter().fold((0, 0), |(s, r), link| (s + link.outgoing.left(), r + link.incoming.left()));
-    PlaneError::Timeout {
-        waited_ms: waited.as_millis() as u64,
-        ranks: links.iter().map(|link| link.rank).collect(),
-        what: format!("exchanging messages ({send} bytes left to send, {receive} to receive)"),
-    }
 }
 
 /// What is left to carry between this rank and a peer.
@@ -152,15 +233,17 @@ impl<'a> Link<'a> {
         Self { rank, stream, num_sent, num_received, outgoing: Outgoing::default(), incoming: Incoming::default() }
     }
 
-    fn send(&mut self, own: Rank, generation: Generation, bytes: &'a [u8]) {
-        let frame = Frame { from: own, generation, sequence: *self.num_sent, len_bytes: bytes.len() as u64 };
+    /// Announces `len_bytes`, of which `bytes` follow here: all or none.
+    fn send(&mut self, own: Rank, generation: Generation, len_bytes: usize, bytes: &'a [u8]) {
+        let frame = Frame { from: own, generation, sequence: *self.num_sent, len_bytes: len_bytes as u64 };
         *self.num_sent += 1;
         self.outgoing.parts.push_back(Part::Header(frame.encode()));
         self.outgoing.parts.push_back(Part::Body(bytes));
     }
 
-    fn receive(&mut self, generation: Generation, bytes: &'a mut [u8]) {
-        let frame = Frame { from: self.rank, generation, sequence: *self.num_received, len_bytes: bytes.len() as u64 };
+    /// Expects an announcement of `len_bytes`, of which `bytes` follow here: all or none.
+    fn receive(&mut self, generation: Generation, len_bytes: usize, bytes: &'a mut [u8]) {
+        let frame = Frame { from: self.rank, generation, sequence: *self.num_received, len_bytes: len_bytes as u64 };
         *self.num_received += 1;
         self.incoming.expected.push_back((frame, bytes));
     }

@@ -1,6 +1,9 @@
 //! The data plane and what is built on it, over real sockets.
 
 mod contract;
+mod fake_nccl;
+mod nccl;
+mod processes;
 mod reduce;
 mod rendezvous;
 mod worlds;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use polo_recipe::ids::{Generation, Rank};
 use polo_worker::plane::rendezvous::{Membership, Timeouts, form};
+use polo_worker::plane::tcp::TcpPlane;
 use polo_worker::plane::{AbortHandle, DataPlane, Lane, Listener, Secret};
 
 /// Makes connected planes for a world of that size, in rank order, with that timeout for exchanges.
@@ -15,6 +16,10 @@ pub type Factory = fn(usize, Duration) -> Vec<Box<dyn DataPlane>>;
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub fn tcp(world: usize, timeout: Duration) -> Vec<Box<dyn DataPlane>> {
+    tcp_planes(world, timeout).into_iter().map(|plane| Box::new(plane) as Box<dyn DataPlane>).collect()
+}
+
+pub fn tcp_planes(world: usize, timeout: Duration) -> Vec<TcpPlane> {
     let listeners: Vec<_> = (0..world).map(|_| listener("run")).collect();
     let timeouts = Timeouts { connect: PATIENCE, form: PATIENCE, exchange: timeout };
     thread::scope(|scope| {
@@ -26,7 +31,7 @@ pub fn tcp(world: usize, timeout: Duration) -> Vec<Box<dyn DataPlane>> {
             })
             .collect();
         let plane = |plane: thread::ScopedJoinHandle<'_, _>| plane.join().expect("no panic");
-        forming.into_iter().map(|p| Box::new(plane(p).expect("a plane")) as Box<dyn DataPlane>).collect()
+        forming.into_iter().map(|p| plane(p).expect("a plane")).collect()
     })
 }
 
