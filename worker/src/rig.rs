@@ -104,11 +104,12 @@ pub async fn whole_gradients(
 }
 
 /// What of `0..number` goes through all blocks together, and what goes through them one after the other.
-pub fn waves(gather: Gather, number: usize) -> Vec<Range<usize>> {
-    match gather {
-        Gather::Step => (0..number).map(|one| one..one + 1).collect(),
-        Gather::Block => vec![0..number],
-    }
+pub fn waves(gather: Gather, number: usize) -> impl Iterator<Item = Range<usize>> {
+    let width = match gather {
+        Gather::Step => 1,
+        Gather::Block => number.max(1),
+    };
+    (0..number).step_by(width).map(move |first| first..first + width)
 }
 
 /// All arithmetic that the exact reduction does not do. Nothing here may depend on the world.
