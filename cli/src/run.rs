@@ -22,6 +22,9 @@ pub struct RunArgs {
     /// Starts a new worker for each one that dies
     #[arg(long)]
     respawn: bool,
+    /// Writes to this file how long each worker computes, exchanges and waits; Perfetto (ui.perfetto.dev) opens it
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// The worker's program [default: polo-worker beside this program]
     #[arg(long, value_name = "FILE")]
     worker_program: Option<PathBuf>,
@@ -37,7 +40,11 @@ pub async fn run(args: RunArgs) -> Result<(), CliError> {
     let recipe_path = folder.path().join("recipe.toml");
     std::fs::write(&recipe_path, opened.recipe.to_toml()).map_err(CliError::io("cannot write the resolved recipe"))?;
     let program = args.worker_program.unwrap_or_else(beside_this_program);
-    let mut workers = WorkerProcesses::new(program, recipe_path, opened.address, args.respawn);
+    if let Some(trace) = &args.trace {
+        // Workers append to it, and what came from an earlier run goes.
+        std::fs::write(trace, "[\n").map_err(CliError::io("cannot write the trace"))?;
+    }
+    let mut workers = WorkerProcesses::new(program, recipe_path, opened.address, args.respawn, args.trace);
     workers.start(args.workers)?;
     let progress = tokio::spawn(Progress::new(args.serve.log_every).follow(opened.news));
     let mut signals = Signals::new()?;

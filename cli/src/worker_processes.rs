@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    ffi::OsStr,
     net::SocketAddr,
     os::unix::process::ExitStatusExt,
     path::PathBuf,
@@ -32,6 +33,7 @@ pub struct WorkerProcesses {
     recipe: PathBuf,
     coordinator: SocketAddr,
     respawn: bool,
+    trace: Option<PathBuf>,
     lives: FuturesUnordered<tokio::task::JoinHandle<(String, Option<ExitStatus>)>>,
     /// By worker, when it was started last, and its short lives in a row before that.
     started: HashMap<String, (Instant, u32)>,
@@ -39,9 +41,15 @@ pub struct WorkerProcesses {
 
 impl WorkerProcesses {
     /// Workers of the coordinator that listens there.
-    pub fn new(program: PathBuf, recipe: PathBuf, coordinator: SocketAddr, respawn: bool) -> Self {
+    pub fn new(
+        program: PathBuf,
+        recipe: PathBuf,
+        coordinator: SocketAddr,
+        respawn: bool,
+        trace: Option<PathBuf>,
+    ) -> Self {
         let (lives, started) = Default::default();
-        Self { program, recipe, coordinator, respawn, lives, started }
+        Self { program, recipe, coordinator, respawn, trace, lives, started }
     }
 
     /// Starts workers w0, w1, ...
@@ -54,6 +62,7 @@ impl WorkerProcesses {
         command.arg(&self.recipe).arg("--id").arg(&id);
         command.arg("--coordinator").arg(format!("http://{}", self.coordinator));
         command.args(["--listen", "127.0.0.1:0", "--while-stdin-open"]);
+        command.args(self.trace.iter().flat_map(|file| [OsStr::new("--trace"), file.as_os_str()]));
         command.stdin(Stdio::piped()).stdout(Stdio::null()).kill_on_drop(true);
         // Ctrl-C in the terminal is for this process alone, which passes it on as a clean stop.
         command.process_group(0);

@@ -22,6 +22,7 @@ use polo_worker::{
     session::{Ending, Event, Session},
     state::TrainState,
     step::Setting,
+    trace::Trace,
     trainer::Trainer,
 };
 use rand::{RngExt, rngs::StdRng};
@@ -169,6 +170,7 @@ fn trainer(shared: &Shared, name: &str, desk: Arc<Desk>, network: SimNetwork) ->
     let recipe = &shared.recipe;
     let store = Store::open(&recipe.run.store).unwrap_or_else(|error| panic!("the simulated store: {error}"));
     let setting = Setting {
+        trace: Trace::default(),
         layout: Arc::new(Layout::qwen2(&recipe.model.qwen2)),
         plan: shared.plan.clone(),
         batch: recipe.batch.clone(),

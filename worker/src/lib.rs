@@ -29,4 +29,5 @@ pub mod state;
 pub mod step;
 pub mod streams;
 pub mod torch;
+pub mod trace;
 pub mod trainer;

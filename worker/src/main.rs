@@ -23,6 +23,7 @@ use polo_worker::{
     state::{Moments, TrainState},
     step::Setting,
     torch::TorchArithmetic,
+    trace::Trace,
     trainer::{TcpNetwork, Trainer},
 };
 use tokio::{
@@ -57,6 +58,10 @@ struct Args {
     /// Keeps token shards between runs; shared by the workers of a machine.
     #[arg(long, env = "POLO_CACHE", default_value_os_t = default_cache())]
     cache: PathBuf,
+    /// Appends to this file how long each step computes, exchanges and waits; Perfetto (ui.perfetto.dev) opens it. Workers
+    /// of one machine may share it.
+    #[arg(long, env = "POLO_TRACE", value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// Ends when standard input is closed: ties the worker to the process that started it.
     #[arg(long)]
     while_stdin_open: bool,
@@ -82,6 +87,8 @@ enum WorkerError {
     Model(#[from] ModelError),
     #[error("cannot listen on {address} for other workers: {source}; choose another --listen")]
     Listen { address: SocketAddr, source: std::io::Error },
+    #[error("cannot write a trace to {}: {source}; choose another --trace", path.display())]
+    Trace { path: PathBuf, source: std::io::Error },
     #[error("the system gives no threads: {0}")]
     Threads(std::io::Error),
     #[error("the system lets no signals be caught: {0}")]
@@ -185,7 +192,7 @@ async fn work(args: Args, recipe: Recipe, corpus: Arc<Corpus>, terminations: Sig
         outbox,
         repeated: Vec::new(),
     };
-    let trainer = trainer(&recipe, corpus, desk, listener)?;
+    let trainer = trainer(&recipe, corpus, desk, listener, open_trace(&args)?)?;
     let (runtime, num_threads) = (Handle::current(), recipe.run.threads);
     let torch = std::thread::Builder::new().name("torch".into()).spawn(move || {
         // Holds for the thread that calls it.
@@ -231,6 +238,11 @@ fn hello(args: &Args, recipe: &Recipe, corpus: &Corpus, listener: &Listener) -> 
     }
 }
 
+fn open_trace(args: &Args) -> Result<Trace, WorkerError> {
+    let Some(path) = &args.trace else { return Ok(Trace::default()) };
+    Trace::open(path, &args.id).map_err(|source| WorkerError::Trace { path: path.clone(), source })
+}
+
 fn model_options(recipe: &Recipe, corpus: &Corpus) -> ModelOptions {
     let document_end = recipe.batch.document_mask.then(|| i64::from(corpus.manifest().eos_id));
     let compute_dtype = recipe.model.compute_dtype;
@@ -243,6 +255,7 @@ fn trainer(
     corpus: Arc<Corpus>,
     desk: Arc<Desk>,
     listener: Listener,
+    trace: Trace,
 ) -> Result<impl FnOnce() -> Trainer + Send + 'static, WorkerError> {
     let plan = Arc::new(corpus.manifest().plan(recipe)?);
     let source_numbers = plan.sources().iter().map(|name| corpus.source_number(name)).collect::<Result<_, _>>()?;
@@ -259,6 +272,7 @@ fn trainer(
         initial_weights: recipe.model.init.clone(),
         stage: recipe.workers.offload_moments.then(|| Moments::zeros(CHUNK_PARAMS)),
         seed: recipe.run.seed,
+        trace: trace.clone(),
         loader: None,
     };
     let network = TcpNetwork { listener, timeouts: timeouts(recipe), runtime: Handle::current() };
@@ -271,6 +285,7 @@ fn trainer(
         layout,
         plan,
         desk,
+        trace,
     };
     let (checkpoint_every_steps, gather) = (recipe.checkpoint.every_steps, recipe.workers.gather);
     Ok(move || Trainer {

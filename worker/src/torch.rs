@@ -27,6 +27,7 @@ use crate::{
     rig::{Arithmetic, Gradients, SlotDone, Update, Work, waves},
     state::Moments,
     step::{BlockParams, Parameters, StepError},
+    trace::Trace,
 };
 
 use self::slot_grads::SlotGrads;
@@ -58,6 +59,8 @@ pub struct TorchArithmetic {
     pub stage: Option<Moments>,
     /// Decides random ones.
     pub seed: u64,
+    /// Where it is written how long things take.
+    pub trace: Trace,
     /// Reads the samples of the work begun last.
     pub loader: Option<Loader>,
 }
@@ -182,7 +185,7 @@ impl TorchArithmetic {
     }
 
     async fn next_micro_batch(&mut self, step: Step, done: &mut SlotDone) -> Result<loader::Batch, StepError> {
-        let started = Instant::now();
+        let (started, _waiting) = (Instant::now(), self.trace.wait("waiting for samples"));
         let loader = self.loader.as_mut().ok_or(StepError::NoBatch(step))?;
         let micro_batch = loader.next_batch().await.ok_or(StepError::NoBatch(step))??;
         done.data_wait += started.elapsed();

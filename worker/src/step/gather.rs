@@ -21,7 +21,8 @@ use crate::{
     params::Params,
     plane::{DataPlane, PlaneError},
     reduce::{Traffic, hand_out},
-    step::StepError,
+    step::{Setting, StepError},
+    trace::{Trace, Track},
 };
 
 /// Gathered blocks that are there at a time: the one that is computed, and the next.
@@ -40,6 +41,7 @@ pub struct Incoming {
     blocks: Receiver<Gathered>,
     /// Spent waiting for them.
     waited: Duration,
+    trace: Trace,
 }
 
 /// The parameters of one block.
@@ -90,7 +92,8 @@ impl<'p> Parameters<'p> {
     pub async fn block(&mut self, block: usize) -> Result<BlockParams<'p>, StepError> {
         match self {
             Self::Whole(params, layout) => Ok(BlockParams::Whole(&params[layout.blocks[block].range.clone()])),
-            Self::Gathered(Incoming { blocks, waited }) => {
+            Self::Gathered(Incoming { blocks, waited, trace }) => {
+                let _waiting = trace.wait("waiting for parameters");
                 let started = Instant::now();
                 // The other side is gone only with an error of its own, which then goes before this one.
                 let gathered = blocks.next().await.ok_or(PlaneError::Aborted)?;
@@ -117,6 +120,7 @@ pub(super) struct Gatherer<'a> {
     receivers: Vec<Rank>,
     /// This rank's own.
     params: &'a Params,
+    trace: &'a Trace,
     blocks: Sender<Gathered>,
     back: UnboundedReceiver<(usize, Flat)>,
     to_back: UnboundedSender<(usize, Flat)>,
@@ -128,15 +132,26 @@ pub(super) struct Gatherer<'a> {
 impl<'a> Gatherer<'a> {
     /// Both ends, where blocks are gathered.
     pub(super) fn new(
-        layout: &'a Layout,
+        setting: &'a Setting,
         owners: &'a [Vec<Rank>],
         receivers: Vec<Rank>,
         params: &'a Params,
     ) -> (Self, Parameters<'static>) {
+        let layout = &setting.layout;
         let ((blocks, incoming), (to_back, back)) = (channel(MOST_GATHERED), unbounded());
-        let incoming = Incoming { blocks: incoming, waited: Duration::ZERO };
-        let gatherer =
-            Self { layout, owners, receivers, params, blocks, back, to_back, in_use: Vec::new(), free: Vec::new() };
+        let incoming = Incoming { blocks: incoming, waited: Duration::ZERO, trace: setting.trace.clone() };
+        let gatherer = Self {
+            layout,
+            owners,
+            receivers,
+            params,
+            trace: &setting.trace,
+            blocks,
+            back,
+            to_back,
+            in_use: Vec::new(),
+            free: Vec::new(),
+        };
         (gatherer, Parameters::Gathered(incoming))
     }
 
@@ -151,6 +166,7 @@ impl<'a> Gatherer<'a> {
         if is_wanted && !self.wait_for_room().await {
             return Ok(false);
         }
+        let _gathering = self.trace.block(Track::Exchange, "gather", block);
         let range = self.layout.blocks[block].range.clone();
         let mut params = self.buffer(range.len());
         let (mut chunks, mut owners) = (Vec::new(), Vec::new());

@@ -9,7 +9,7 @@ use futures::{
     sink::SinkExt,
     stream::StreamExt,
 };
-use polo_recipe::{layout::Layout, slots::SumPlan};
+use polo_recipe::slots::SumPlan;
 use tokio::time::Instant;
 
 use crate::{
@@ -18,7 +18,8 @@ use crate::{
     pool::{Pool, Returns},
     reduce::{ExactReduce, Sums, Traffic, add_assign},
     rig::Gradients,
-    step::{StepError, gather::Gatherer},
+    step::{Setting, StepError, gather::Gatherer},
+    trace::{Trace, Track},
 };
 
 /// A block of which this rank's slots are summed as far as one rank can.
@@ -30,7 +31,7 @@ pub(super) struct Ready {
 
 /// Sums the gradients of a rank's slots.
 pub(super) struct SlotSums<'a> {
-    layout: &'a Layout,
+    setting: &'a Setting,
     plan: &'a SumPlan,
     pool: &'a mut Pool,
     ready: Sender<Ready>,
@@ -45,15 +46,15 @@ pub(super) struct SlotSums<'a> {
 impl<'a> SlotSums<'a> {
     /// Nothing summed yet.
     pub(super) fn new(
-        layout: &'a Layout,
+        setting: &'a Setting,
         plan: &'a SumPlan,
         pool: &'a mut Pool,
         ready: Sender<Ready>,
         looks: bool,
     ) -> Self {
-        let partial = layout.blocks.iter().map(|_| (0..plan.num_buffers).map(|_| None).collect()).collect();
+        let partial = setting.layout.blocks.iter().map(|_| (0..plan.num_buffers).map(|_| None).collect()).collect();
         let are_finite = looks.then(|| vec![true; plan.steps.len()]);
-        Self { layout, plan, pool, ready, partial, are_finite, blocked: Duration::ZERO }
+        Self { setting, plan, pool, ready, partial, are_finite, blocked: Duration::ZERO }
     }
 
     /// How many slots the rank has.
@@ -68,7 +69,7 @@ impl<'a> SlotSums<'a> {
 
     /// For a rank without slots: it brings nothing to any sum.
     pub(super) async fn bring_nothing(&mut self) -> Result<(), StepError> {
-        for block in (0..self.layout.blocks.len()).rev() {
+        for block in (0..self.setting.layout.blocks.len()).rev() {
             self.send(block, Vec::new()).await?;
         }
         Ok(())
@@ -96,7 +97,7 @@ impl<'a> SlotSums<'a> {
     }
 
     async fn send(&mut self, block: usize, pieces: Vec<Flat>) -> Result<(), StepError> {
-        let started = Instant::now();
+        let (started, _waiting) = (Instant::now(), self.setting.trace.wait("waiting for reductions"));
         // The other side is gone only with an error of its own, which then goes before this one.
         let sent = self.ready.send(Ready { block, pieces }).await;
         self.blocked += started.elapsed();
@@ -106,7 +107,7 @@ impl<'a> SlotSums<'a> {
 
 impl Gradients for SlotSums<'_> {
     fn take(&mut self, block: usize) -> Flat {
-        self.pool.zeros(self.layout.blocks[block].range.len())
+        self.pool.zeros(self.setting.layout.blocks[block].range.len())
     }
 
     fn complete<'a>(&'a mut self, slot: usize, block: usize, grads: Flat) -> LocalBoxFuture<'a, Result<(), StepError>> {
@@ -124,8 +125,14 @@ pub(super) struct Reduction<'a> {
 
 impl Reduction<'_> {
     /// Reduces the next block that is ready. False if no more come.
-    async fn next(&mut self, plane: &mut dyn DataPlane, traffic: &mut Traffic) -> Result<bool, PlaneError> {
+    async fn next(
+        &mut self,
+        plane: &mut dyn DataPlane,
+        trace: &Trace,
+        traffic: &mut Traffic,
+    ) -> Result<bool, PlaneError> {
         let Some(Ready { block, pieces }) = self.ready.next().await else { return Ok(false) };
+        let _reducing = trace.block(Track::Exchange, "reduce", block);
         *traffic += self.reduce.run(plane, block, &pieces, self.sums).await?;
         pieces.into_iter().for_each(|piece| self.returns.give(piece));
         Ok(true)
@@ -139,10 +146,10 @@ pub(super) async fn gather_and_reduce(
     plane: &mut dyn DataPlane,
     mut gatherer: Option<Gatherer<'_>>,
     mut reduction: Reduction<'_>,
-    num_blocks: usize,
+    setting: &Setting,
 ) -> Result<Traffic, PlaneError> {
     let mut traffic = Traffic::default();
-    let last = num_blocks - 1;
+    let last = setting.layout.blocks.len() - 1;
     let back = |block: usize| block.checked_sub(2).filter(|next| *next >= 1);
     if let Some(gatherer) = &mut gatherer {
         for block in (0..=last).chain(last.checked_sub(1).filter(|next| *next >= 1)) {
@@ -157,7 +164,7 @@ pub(super) async fn gather_and_reduce(
         {
             return Ok(traffic);
         }
-        if !reduction.next(plane, &mut traffic).await? {
+        if !reduction.next(plane, &setting.trace, &mut traffic).await? {
             return Ok(traffic);
         }
     }

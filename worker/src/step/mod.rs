@@ -40,6 +40,7 @@ use crate::{
     rig::{Arithmetic, Network, Update, Work},
     session::Order,
     state::TrainState,
+    trace::Track,
 };
 
 use self::{
@@ -166,22 +167,30 @@ impl<'a> Stepper<'a> {
         background: Option<Background<'_>>,
         on_trouble: &dyn Fn(Trouble),
     ) -> Result<Outcome, StepError> {
+        let trace = &self.setting.trace;
+        let _step = trace.step(step);
         bench.state.summed.clear();
         let Computed { slots, compute, mut traffic, moved } = self.compute(bench, step, background).await?;
         self.show(step, "exchange");
+        let showing = trace.span(Track::Exchange, "records and norms");
         let records = self.share(bench.plane, &slots).await?;
         self.note_sums(bench.state);
         let verdict = self.exchange_norms(bench, &mut traffic).await?;
+        drop(showing);
         let decision = match self.decide(step, verdict, &records, on_trouble)? {
             Next::Apply(decision) => decision,
             Next::TryAgain(attempt) => return Ok(Outcome::Again(attempt)),
             Next::Evict(outvoted) => return Err(self.wait_for_eviction(bench.plane, step, outvoted).await.into()),
         };
         self.show(step, "update");
+        let updating = trace.span(Track::Compute, "update");
         apply(self.setting, bench, &self.owned(), step, decision.clone())?;
+        drop(updating);
         self.show(step.next(), "exchange");
         let verdict = boundary::verdict(self.generation, &records.boundaries);
+        let handing_out = trace.span(Track::Exchange, "hand out");
         let handed_out = self.hand_out(bench, verdict).await;
+        drop(handing_out);
         if handed_out.is_err() && is_back(Mistake::DecidedStepDropped) {
             (bench.state.step, bench.state.params_complete) = (Some(step), true);
         }
@@ -223,12 +232,13 @@ impl<'a> Stepper<'a> {
         let (mut computed, mut reduced, mut moved) = (Ok((Vec::new(), Duration::ZERO)), Ok(Traffic::default()), None);
         // The side only reads what the main one reads too: parameters, and moments that nobody changes before the update.
         let (givable, returns) = (Givable::of(state), pool.returns());
-        let (gatherer, mut params) = parameters(&setting.layout, &self.owners, &self.shape, &state.params);
+        let (gatherer, mut params) = parameters(setting, &self.owners, &self.shape, &state.params);
         let Shape { sums: plan, reduce, .. } = &mut self.shape;
         let main = async {
             // Only a second look needs to know whose numbers are bad, so only that policy pays for finding out.
             let looks = setting.on_non_finite == OnNonFinite::Recheck;
-            let slot_sums = SlotSums::new(&setting.layout, plan, pool, ready, looks);
+            let slot_sums = SlotSums::new(setting, plan, pool, ready, looks);
+            let _computing = setting.trace.span(Track::Compute, "compute");
             setting.desk.set_doing(Doing::new(generation, step, "compute"));
             computed = compute_slots(&mut **arithmetic, slot_sums, &mut params, step, &is_cancelled).await;
             // Tells the side that nobody waits for blocks any more.
@@ -238,10 +248,12 @@ impl<'a> Stepper<'a> {
         let side = async {
             let moves =
                 background.map(|Background { moves, plane }| move_chunks(plane, moves, &setting.layout, &givable));
+            let moving = moves.is_some().then(|| setting.trace.span(Track::Exchange, "chunks to new owners"));
             moved = OptionFuture::from(moves.map(timed)).await;
+            drop(moving);
             if !matches!(moved, Some((Err(_), _))) {
                 let reduction = Reduction { reduce, ready: waiting, sums: &mut sums, returns };
-                reduced = gather_and_reduce(&mut **plane, gatherer, reduction, setting.layout.blocks.len()).await;
+                reduced = gather_and_reduce(&mut **plane, gatherer, reduction, setting).await;
             }
             has_failed.store(reduced.is_err() || matches!(moved, Some((Err(_), _))), Ordering::Relaxed);
         };
@@ -450,17 +462,17 @@ async fn timed<T>(work: impl Future<Output = T>) -> (T, Duration) {
 
 /// Where a step's parameters come from; and what gathers them, if they are not here.
 fn parameters<'a>(
-    layout: &'a Layout,
+    setting: &'a Setting,
     owners: &'a [Vec<Rank>],
     shape: &Shape,
     params: &'a Params,
 ) -> (Option<Gatherer<'a>>, Parameters<'a>) {
     if let Params::Whole(all) = params {
-        return (None, Parameters::Whole(all.as_slice(), layout));
+        return (None, Parameters::Whole(all.as_slice(), &setting.layout));
     }
     let has_slots = |rank: &Rank| !shape.shares[rank.index()].is_empty();
     let computing = members(shape.shares.len()).filter(has_slots).collect();
-    let (gatherer, params) = Gatherer::new(layout, owners, computing, params);
+    let (gatherer, params) = Gatherer::new(setting, owners, computing, params);
     (Some(gatherer), params)
 }
 

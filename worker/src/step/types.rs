@@ -19,6 +19,7 @@ use crate::{
     optimizer::OptimizerError,
     plane::PlaneError,
     reduce::Traffic,
+    trace::Trace,
 };
 
 /// Why a step was not taken.
@@ -97,6 +98,8 @@ pub struct Setting {
     pub copies: Copies,
     /// Where phases are shown and boundary records come from.
     pub desk: Arc<Desk>,
+    /// Where it is written how long things take.
+    pub trace: Trace,
 }
 
 /// What every rank knows after a step.

@@ -25,6 +25,7 @@ use polo_worker::{
     session::{Order, Role, Session},
     state::TrainState,
     step::{Bench, Outcome, Setting, StepDone, StepError, Stepper, Trouble, owned_by},
+    trace::Trace,
 };
 use tokio::sync::mpsc::unbounded_channel;
 
@@ -93,6 +94,7 @@ impl Scene {
         let (effects, messages) = (unbounded_channel().0, unbounded_channel().0);
         let session = Session::new("nobody:1".into(), PATIENCE, 0);
         Setting {
+            trace: Trace::default(),
             layout: Arc::new(layout),
             plan: Arc::new(Plan::new(&recipe, &tokens).expect("a plan")),
             batch: recipe.batch,
