@@ -21,7 +21,7 @@ fn main() {
 /// The libraries of the CUDA flavour, whose common part is the same as in the CPU flavour: only the last link differs.
 fn cuda(libtorch: &Path) -> PathBuf {
     let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("../third_party/libtorch-cuda");
-    println!("cargo:rerun-if-changed={}", made.display());
+    println!("cargo:rerun-if-changed={}", made.join("build-version").display());
     let has_cuda = |folder: &PathBuf| folder.join("lib/libtorch_cuda.so").is_file();
     let Some(found) = [libtorch.into(), made].into_iter().find(has_cuda) else {
         eprintln!("there is no CUDA flavour of libtorch here; run `scripts/setup libtorch-cuda`");

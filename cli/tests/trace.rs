@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use harness::{Lab, Shape, drawn_seed};
 use serde_json::Value;
 
-const NUM_STEPS: u64 = 6;
+const NUM_STEPS: u64 = 9;
 const NUM_WORKERS: usize = 2;
 /// Embedding, two layers, head.
 const NUM_BLOCKS: u64 = 4;
