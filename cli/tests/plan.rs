@@ -65,6 +65,8 @@ fn a_steps_time_is_estimated_only_from_given_rates() {
     let world = World::new();
     let shown = text(&plan(&world, "2", "1GiB", &["--bandwidth", "1GB/s"]));
     assert!(shown.contains("fp32") && shown.contains("It fits") && !shown.contains("Estimate"), "{shown}");
+    let in_bf16 = text(&plan(&world, "2", "1GiB", &["--set", "model.compute_dtype=bfloat16"]));
+    assert!(in_bf16.contains("activations bf16, all else fp32:") && !shown.contains("bf16"), "{in_bf16}");
     let shown = text(&plan(&world, "2", "1GiB", &["--bandwidth", "1GB/s", "--flops", "1TFLOPS"]));
     assert!(shown.contains("Estimate of a step from the given"), "{shown}");
     let shown = text(&plan(&world, "2", "1GiB", &["--gather", "block"]));
