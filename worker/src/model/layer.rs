@@ -12,7 +12,7 @@ use tch::Tensor;
 use super::ModelError;
 use super::kernels::{Attended, Heads, Kernels, Normed, Turn};
 use super::places::Places;
-use super::products::add_product;
+use super::products::{add_product, product, sum};
 use super::views::LayerViews;
 
 /// What all layers share during one micro-batch.
@@ -51,13 +51,13 @@ impl Context<'_> {
 pub fn forward(x: &Tensor, params: &LayerViews, context: &Context) -> Result<(Tensor, Saved), ModelError> {
     let (eps, kernels) = (context.config.rms_norm_eps, context.kernels);
     let attention_norm = kernels.rms_norm(x, &params.input_norm, eps)?;
-    let qkv = params.qkv_bias.f_addmm(&attention_norm.out, &params.qkv_weight.f_tr()?)?;
+    let qkv = sum(&params.qkv_bias, &attention_norm.out, &params.qkv_weight.f_tr()?)?;
     context.rotate(&qkv, Turn::Forward)?;
     let attended = kernels.attention(&qkv, context.places, context.heads())?;
-    let mid = x.f_addmm(&attended.out, &params.o_weight.f_tr()?)?;
+    let mid = sum(x, &attended.out, &params.o_weight.f_tr()?)?;
     let mlp_norm = kernels.rms_norm(&mid, &params.post_attention_norm, eps)?;
-    let gate_up = mlp_norm.out.f_mm(&params.gate_up_weight.f_tr()?)?;
-    let out = mid.f_addmm(&kernels.swiglu(&gate_up)?, &params.down_weight.f_tr()?)?;
+    let gate_up = product(&mlp_norm.out, &params.gate_up_weight.f_tr()?)?;
+    let out = sum(&mid, &kernels.swiglu(&gate_up)?, &params.down_weight.f_tr()?)?;
     Ok((out, Saved { attention_norm, qkv, attended, mid, mlp_norm, gate_up }))
 }
 
@@ -76,14 +76,14 @@ pub fn backward(
     mlp_backward(grad, &mid, mlp_norm, gate_up, params, grads, kernels)?;
     drop(mid);
 
-    let attended_grad = grad.f_mm(&params.o_weight)?;
+    let attended_grad = product(grad, &params.o_weight)?;
     add_product(&grads.o_weight, grad, &attended.out)?;
     let qkv_grad = kernels.attention_backward(&attended_grad, &qkv, &attended, context.places, context.heads())?;
     drop((attended_grad, qkv, attended));
     context.rotate(&qkv_grad, Turn::Backward)?;
     kernels.add_row_sum(&grads.qkv_bias, &qkv_grad)?;
     add_product(&grads.qkv_weight, &qkv_grad, &attention_norm.out)?;
-    let norm_grad = qkv_grad.f_mm(&params.qkv_weight)?;
+    let norm_grad = product(&qkv_grad, &params.qkv_weight)?;
     kernels.rms_norm_backward(x, &params.input_norm, &attention_norm.inverse_rms, &norm_grad, grad, &grads.input_norm)
 }
 
@@ -96,12 +96,12 @@ fn mlp_backward(
     grads: &LayerViews,
     kernels: &dyn Kernels,
 ) -> Result<(), ModelError> {
-    let swiglu = grad.f_mm(&params.down_weight)?;
+    let swiglu = product(grad, &params.down_weight)?;
     kernels.swiglu_backward(&gate_up, &swiglu)?;
     add_product(&grads.down_weight, grad, &swiglu)?;
     drop(swiglu);
     add_product(&grads.gate_up_weight, &gate_up, &norm.out)?;
-    let norm_grad = gate_up.f_mm(&params.gate_up_weight)?;
+    let norm_grad = product(&gate_up, &params.gate_up_weight)?;
     let (weight, weight_grad) = (&params.post_attention_norm, &grads.post_attention_norm);
     kernels.rms_norm_backward(mid, weight, &norm.inverse_rms, &norm_grad, grad, weight_grad)
 }

@@ -3,7 +3,7 @@
 use polo_worker::model::{
     kernels::{Heads, Kernels, Turn, aten::Aten, host::Host},
     places::{Places, Spans},
-    products::{add_product, product_into},
+    products::{add_product, product, product_into, sum},
     rope::RopeTables,
 };
 use tch::{Device, Kind, Tensor};
@@ -167,11 +167,16 @@ fn rows_are_added_where_they_belong_also_twice_and_summed_in_fp32() {
 #[test]
 fn products_of_bf16_are_exact_and_summed_in_fp32() {
     seed();
-    let (a, b) = (random(&[50, 30]), random(&[50, 20]));
-    let (sum, product) = (random(&[30, 20]), Tensor::empty([50, 20], (Kind::Float, Device::Cpu)));
-    let found = sum.copy();
-    add_product(&found, &bf16(&a), &bf16(&b)).expect("a product");
-    assert_close("sum", &found, &(sum + a.tr().mm(&b)), 1e-6);
-    product_into(&product, &bf16(&a), &bf16(&found)).expect("a product");
-    assert_close("product", &product, &a.mm(&bf16(&found).to_kind(Kind::Float)), 1e-6);
+    let (a, b, term) = (random(&[50, 300]), random(&[300, 20]), random(&[50, 20]) * 32.0);
+    let right = a.mm(&b);
+    assert_rounded_once("product", &product(&bf16(&a), &bf16(&b)).expect("a product"), &right);
+    assert_rounded_once("sum", &sum(&bf16(&term), &bf16(&a), &bf16(&b)).expect("a sum"), &(&right + &term));
+    for (kind, tolerance) in [(Kind::Float, TOLERANCE), (Kind::BFloat16, ROUNDED_ONCE)] {
+        let found = Tensor::empty([50, 20], (kind, Device::Cpu));
+        product_into(&found, &bf16(&a), &bf16(&b)).expect("a product");
+        assert_close(&format!("into {kind:?}"), &found, &right, tolerance);
+    }
+    let found = term.copy();
+    add_product(&found, &bf16(&a.tr()), &bf16(&b)).expect("a product");
+    assert_close("added", &found, &(&right + &term), TOLERANCE);
 }
