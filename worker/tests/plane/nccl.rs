@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use polo_recipe::ids::Rank;
 use polo_worker::plane::nccl::{NcclPlane, Terms, form};
@@ -128,4 +128,21 @@ fn a_failure_is_told_in_nccls_words_and_ends_the_communicators() {
         assert!(error.contains("NCCL says ncclRemoteError: a link is down"), "{error}");
     }
     assert_eq!(watched.num_aborted.load(Ordering::Relaxed), 2);
+}
+
+#[test]
+fn an_idle_communicator_is_aborted_by_whoever_wants_it_and_when_nccl_fails() {
+    let (planes, watched) = planes(2, PATIENCE, 1, true);
+    let until_aborted = |num: usize| {
+        let is_aborted = || watched.num_aborted.load(Ordering::Acquire) == num;
+        let since = Instant::now();
+        while !is_aborted() && since.elapsed() < PATIENCE {
+            thread::yield_now();
+        }
+        assert!(is_aborted(), "{num} communicators");
+    };
+    planes[0].abort_handle().abort();
+    until_aborted(1);
+    watched.is_broken.store(true, Ordering::Release);
+    until_aborted(2);
 }
