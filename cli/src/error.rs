@@ -32,6 +32,8 @@ pub enum CliError {
     Listen { address: SocketAddr, source: io::Error },
     #[error("cannot start {}: {source}; build it with `cargo build`, or name it with --worker-program", program.display())]
     Spawn { program: PathBuf, source: io::Error },
+    #[error("cannot write a trace to {}: {source}; choose another --trace", path.display())]
+    Trace { path: PathBuf, source: io::Error },
     #[error("{what}: {source}")]
     Io { what: &'static str, source: io::Error },
     #[error("no coordinator at {address}: {problem}; check that the run goes on, and --address")]

@@ -40,9 +40,9 @@ pub async fn run(args: RunArgs) -> Result<(), CliError> {
     let recipe_path = folder.path().join("recipe.toml");
     std::fs::write(&recipe_path, opened.recipe.to_toml()).map_err(CliError::io("cannot write the resolved recipe"))?;
     let program = args.worker_program.unwrap_or_else(beside_this_program);
-    if let Some(trace) = &args.trace {
+    if let Some(path) = &args.trace {
         // Workers append to it, and what came from an earlier run goes.
-        std::fs::write(trace, "[\n").map_err(CliError::io("cannot write the trace"))?;
+        std::fs::write(path, "[\n").map_err(|source| CliError::Trace { path: path.clone(), source })?;
     }
     let mut workers = WorkerProcesses::new(program, recipe_path, opened.address, args.respawn, args.trace);
     workers.start(args.workers)?;

@@ -115,7 +115,7 @@ impl Gradients for SlotSums<'_> {
     }
 }
 
-/// Reduces blocks as they become ready, until no more come.
+/// What the reduction of a step's blocks needs and fills.
 pub(super) struct Reduction<'a> {
     pub(super) reduce: &'a mut ExactReduce,
     pub(super) ready: Receiver<Ready>,
@@ -150,16 +150,16 @@ pub(super) async fn gather_and_reduce(
 ) -> Result<Traffic, PlaneError> {
     let mut traffic = Traffic::default();
     let last = setting.layout.blocks.len() - 1;
-    let back = |block: usize| block.checked_sub(2).filter(|next| *next >= 1);
+    let is_layer = |block: &usize| (1..last).contains(block);
     if let Some(gatherer) = &mut gatherer {
-        for block in (0..=last).chain(last.checked_sub(1).filter(|next| *next >= 1)) {
+        for block in (0..=last).chain(last.checked_sub(1).filter(is_layer)) {
             if !gatherer.gather(plane, block, &mut traffic).await? {
                 return Ok(traffic);
             }
         }
     }
     for block in (0..=last).rev() {
-        if let (Some(gatherer), Some(next)) = (&mut gatherer, back(block))
+        if let (Some(gatherer), Some(next)) = (&mut gatherer, block.checked_sub(2).filter(is_layer))
             && !gatherer.gather(plane, next, &mut traffic).await?
         {
             return Ok(traffic);
