@@ -31,8 +31,10 @@ fn moments_take_copies_of_world_of_what_they_take_on_one_rank() {
 fn where_blocks_are_gathered_parameters_too_take_copies_of_world_between_steps() {
     let num_params = layout().num_params as u64;
     for (world, copies) in [(1, 1), (2, 1), (4, 1), (4, 2)] {
-        let ranks = Scene { gather: Gather::Block, ..Scene::new(world, copies) }.play();
+        let mut ranks = Scene { gather: Gather::Block, ..Scene::new(world, copies) }.play();
         let held: u64 = ranks.iter().map(|seen| seen.state.num_bytes()).sum();
         assert_eq!(held, 3 * NUM_BYTES * num_params * copies as u64, "{world} ranks, {copies} copies");
+        ranks.iter_mut().for_each(|seen| seen.state.clear());
+        assert!(ranks.iter().all(|seen| seen.state.num_bytes() == 0), "what is let go of takes no memory");
     }
 }
