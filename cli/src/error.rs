@@ -30,7 +30,7 @@ pub enum CliError {
     Coordinator(#[from] CoordinatorError),
     #[error("cannot listen on {address}: {source}; is another run on that port? choose another with --listen")]
     Listen { address: SocketAddr, source: io::Error },
-    #[error("cannot start {}: {source}; build it with `cargo build`, or name it with --worker-program", program.display())]
+    #[error("cannot start {}: {source}; build it with `make build`, with FLAVOUR=cuda for GPUs, or name it with --worker-program", program.display())]
     Spawn { program: PathBuf, source: io::Error },
     #[error("cannot write a trace to {}: {source}; choose another --trace", path.display())]
     Trace { path: PathBuf, source: io::Error },

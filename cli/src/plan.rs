@@ -101,20 +101,8 @@ pub fn run(args: &Args) -> Result<(), Error> {
     Ok(())
 }
 
-fn problem(recipe: &Recipe) -> Problem {
-    Problem {
-        model: recipe.model.qwen2.clone(),
-        batch: recipe.batch.clone(),
-        copies: recipe.workers.copies,
-        recompute: recipe.model.recompute,
-        gather: recipe.workers.gather,
-        offload_moments: recipe.workers.offload_moments,
-        compute_dtype: recipe.model.compute_dtype,
-    }
-}
-
 fn report(args: &Args, recipe: &Recipe) -> Result<Report, Error> {
-    let (problem, num_workers, slots) = (problem(recipe), args.gpus, recipe.batch.slots);
+    let (problem, num_workers, slots) = (Problem::of(recipe), args.gpus, recipe.batch.slots);
     if num_workers == 0 {
         return Err(Error::NoWorkers);
     }

@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use polo_recipe::config::Device;
 
 use crate::{
     coordinate::{self, ServeArgs, Signals},
     error::CliError,
     progress::Progress,
-    worker_processes::WorkerProcesses,
+    worker_processes::{Started, WorkerProcesses},
 };
 
 /// Arguments of `polo run`.
@@ -25,7 +26,10 @@ pub struct RunArgs {
     /// Writes to this file how long each worker computes, exchanges and waits; Perfetto (ui.perfetto.dev) opens it
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
-    /// The worker's program [default: polo-worker beside this program]
+    /// GPUs of this machine, which workers take in turns, if the recipe has run.device = "cuda"
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    gpus: u16,
+    /// The worker's program [default: polo-worker beside this program, or polo-worker-cuda with run.device = "cuda"]
     #[arg(long, value_name = "FILE")]
     worker_program: Option<PathBuf>,
 }
@@ -39,12 +43,14 @@ pub async fn run(args: RunArgs) -> Result<(), CliError> {
     let folder = tempfile::tempdir().map_err(CliError::io("cannot make a temporary folder"))?;
     let recipe_path = folder.path().join("recipe.toml");
     std::fs::write(&recipe_path, opened.recipe.to_toml()).map_err(CliError::io("cannot write the resolved recipe"))?;
-    let program = args.worker_program.unwrap_or_else(beside_this_program);
+    let program = args.worker_program.unwrap_or_else(|| beside_this_program(opened.recipe.run.device));
     if let Some(path) = &args.trace {
         // Workers append to it, and what came from an earlier run goes.
         std::fs::write(path, "[\n").map_err(|source| CliError::Trace { path: path.clone(), source })?;
     }
-    let mut workers = WorkerProcesses::new(program, recipe_path, opened.address, args.respawn, args.trace);
+    let started =
+        Started { program, recipe: recipe_path, respawn: args.respawn, trace: args.trace, num_gpus: args.gpus };
+    let mut workers = WorkerProcesses::new(started, opened.address);
     workers.start(args.workers)?;
     let progress = tokio::spawn(Progress::new(args.serve.log_every).follow(opened.news));
     let mut signals = Signals::new()?;
@@ -63,7 +69,10 @@ pub async fn run(args: RunArgs) -> Result<(), CliError> {
     coordinate::conclude(&opened.recipe, outcome, progress).await
 }
 
-fn beside_this_program() -> PathBuf {
+fn beside_this_program(device: Device) -> PathBuf {
     let this = std::env::current_exe().unwrap_or_default();
-    this.with_file_name("polo-worker")
+    this.with_file_name(match device {
+        Device::Cpu => "polo-worker",
+        Device::Cuda => "polo-worker-cuda",
+    })
 }

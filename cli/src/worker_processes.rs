@@ -27,69 +27,77 @@ const SIGKILL: i32 = 9;
 /// How long workers may take to leave after the run has ended.
 const FAREWELL: Duration = Duration::from_secs(5);
 
+/// How workers are started.
+pub struct Started {
+    /// The worker's program.
+    pub program: PathBuf,
+    /// The resolved recipe.
+    pub recipe: PathBuf,
+    /// Whether another one is started for each that dies.
+    pub respawn: bool,
+    /// Where workers write down how long things take.
+    pub trace: Option<PathBuf>,
+    /// GPUs that they take in turns.
+    pub num_gpus: u16,
+}
+
 /// Worker processes; they are killed when this is dropped.
 pub struct WorkerProcesses {
-    program: PathBuf,
-    recipe: PathBuf,
+    how: Started,
     coordinator: SocketAddr,
-    respawn: bool,
-    trace: Option<PathBuf>,
-    lives: FuturesUnordered<tokio::task::JoinHandle<(String, Option<ExitStatus>)>>,
+    lives: FuturesUnordered<tokio::task::JoinHandle<(u16, Option<ExitStatus>)>>,
     /// By worker, when it was started last, and its short lives in a row before that.
-    started: HashMap<String, (Instant, u32)>,
+    started: HashMap<u16, (Instant, u32)>,
 }
 
 impl WorkerProcesses {
     /// Workers of the coordinator that listens there.
-    pub fn new(
-        program: PathBuf,
-        recipe: PathBuf,
-        coordinator: SocketAddr,
-        respawn: bool,
-        trace: Option<PathBuf>,
-    ) -> Self {
+    pub fn new(how: Started, coordinator: SocketAddr) -> Self {
         let (lives, started) = Default::default();
-        Self { program, recipe, coordinator, respawn, trace, lives, started }
+        Self { how, coordinator, lives, started }
     }
 
     /// Starts workers w0, w1, ...
     pub fn start(&mut self, num_workers: u16) -> Result<(), CliError> {
-        (0..num_workers).try_for_each(|number| self.spawn(format!("w{number}"), 0))
+        (0..num_workers).try_for_each(|number| self.spawn(number, 0))
     }
 
-    fn spawn(&mut self, id: String, num_short_lives: u32) -> Result<(), CliError> {
-        let mut command = Command::new(&self.program);
-        command.arg(&self.recipe).arg("--id").arg(&id);
+    fn spawn(&mut self, number: u16, num_short_lives: u32) -> Result<(), CliError> {
+        let Started { program, recipe, trace, num_gpus, .. } = &self.how;
+        let id = format!("w{number}");
+        let mut command = Command::new(program);
+        command.arg(recipe).arg("--id").arg(&id).arg("--gpu").arg((number % num_gpus).to_string());
         command.arg("--coordinator").arg(format!("http://{}", self.coordinator));
         command.args(["--listen", "127.0.0.1:0", "--while-stdin-open"]);
-        command.args(self.trace.iter().flat_map(|file| [OsStr::new("--trace"), file.as_os_str()]));
+        command.args(trace.iter().flat_map(|file| [OsStr::new("--trace"), file.as_os_str()]));
         command.stdin(Stdio::piped()).stdout(Stdio::null()).kill_on_drop(true);
         // Ctrl-C in the terminal is for this process alone, which passes it on as a clean stop.
         command.process_group(0);
         let spawned = command.spawn();
-        let mut child = spawned.map_err(|source| CliError::Spawn { program: self.program.clone(), source })?;
+        let mut child = spawned.map_err(|source| CliError::Spawn { program: program.clone(), source })?;
         say(format_args!("worker {id} started (pid {})", child.id().unwrap_or_default()));
-        self.started.insert(id.clone(), (Instant::now(), num_short_lives));
-        self.lives.push(tokio::spawn(async move { (id, live(&mut child).await) }));
+        self.started.insert(number, (Instant::now(), num_short_lives));
+        self.lives.push(tokio::spawn(async move { (number, live(&mut child).await) }));
         Ok(())
     }
 
     /// Waits for the next worker to exit, and does what is to be done about it. An error if nobody is left.
     pub async fn attend(&mut self) -> Result<(), CliError> {
-        let Some(Ok((id, status))) = self.lives.next().await else { return Err(CliError::NoWorkersLeft) };
+        let Some(Ok((number, status))) = self.lives.next().await else { return Err(CliError::NoWorkersLeft) };
+        let id = format!("w{number}");
         let words = status.map_or("unknown".to_string(), |status| status.to_string());
         say(format_args!("worker {id} exited: {words}"));
         // One that leaves with success was asked to, or is not needed any more.
         let has_left_well = status.is_some_and(|status| status.success());
-        if self.respawn && !has_left_well {
-            let (started, num_short_lives) = self.started.get(&id).copied().unwrap_or((Instant::now(), 0));
+        if self.how.respawn && !has_left_well {
+            let (started, num_short_lives) = self.started.get(&number).copied().unwrap_or((Instant::now(), 0));
             let num_short_lives = match started.elapsed() < SHORT_LIFE {
                 true if was_killed(status) => num_short_lives,
                 true => num_short_lives + 1,
                 false => 0,
             };
             if num_short_lives < MOST_SHORT_LIVES {
-                return self.spawn(id, num_short_lives);
+                return self.spawn(number, num_short_lives);
             }
             let seconds = SHORT_LIFE.as_secs();
             say(format_args!(

@@ -197,6 +197,17 @@ fn workers_that_do_not_belong_are_turned_away_and_the_run_goes_on() {
 }
 
 #[test]
+fn a_gpu_that_is_not_there_is_named_before_anything_is_trained() {
+    if std::path::Path::new("/proc/driver/nvidia/version").exists() {
+        println!("skipped: this machine has an NVIDIA driver");
+        return;
+    }
+    let world = World::new();
+    let failed = finish(&mut world.worker(&["--id", "a", "--set", "run.device=cuda"]));
+    assert_one_error(&failed, &["libcuda.so.1 cannot be loaded", "set run.device = \"cpu\""]);
+}
+
+#[test]
 fn a_worker_program_or_port_that_cannot_be_had_is_named() {
     let world = World::new();
     let failed = finish(&mut world.run(&["--worker-program", "/nowhere/polo-worker"]));

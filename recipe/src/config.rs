@@ -56,6 +56,27 @@ pub struct Run {
     /// How gradients are summed over slots. Default `exact`.
     #[serde(default)]
     pub reduction: Reduction,
+    /// What workers compute on, `cpu` or `cuda`: each on one NVIDIA GPU, with NCCL between them. Default `cpu`.
+    // Left out where it is the default, as in the identity.
+    #[serde(default, skip_serializing_if = "Device::is_default")]
+    pub device: Device,
+}
+
+/// What workers compute on. Part of the identity: another processor gives other bits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    /// The host's processor.
+    #[default]
+    Cpu,
+    /// A GPU of NVIDIA's.
+    Cuda,
+}
+
+impl Device {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// How gradients are summed over slots.
@@ -65,6 +86,9 @@ pub enum Reduction {
     /// In one fixed order, so that results are equal to the bit at any world size.
     #[default]
     Exact,
+    /// By NCCL's all-reduce: less work for a GPU, and results that are equal up to rounding only, and depend on the number of
+    /// workers. Only with `device = "cuda"`.
+    Nccl,
 }
 
 /// `[model]`. Written with either `config = "path/to/config.json"` (Hugging Face's file, in place of `qwen2`) or a
@@ -446,6 +470,9 @@ impl Recipe {
             seed: u64,
             threads: usize,
             reduction: Reduction,
+            // Left out where it is the default, so that it changes no identity from before there was a choice.
+            #[serde(skip_serializing_if = "Device::is_default")]
+            device: Device,
             allow_repeats: bool,
             // Left out where it is the default, so that it changes no identity from before there was a choice.
             #[serde(skip_serializing_if = "ComputeDtype::is_default")]
@@ -460,6 +487,7 @@ impl Recipe {
             seed: self.run.seed,
             threads: self.run.threads,
             reduction: self.run.reduction,
+            device: self.run.device,
             allow_repeats: self.corpus.allow_repeats,
             compute_dtype: self.model.compute_dtype,
             batch: &self.batch,

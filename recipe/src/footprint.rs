@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::{
     buffers::{MOST_WAITING, SCRATCH_PARAMS, piece_rows},
-    config::{Batch, ComputeDtype, Copies, Gather},
+    config::{Batch, ComputeDtype, Copies, Gather, Recipe},
     layout::{CHUNK_PARAMS, Layout},
     model::Qwen2Config,
     ownership::assign_owners,
@@ -48,6 +48,21 @@ pub struct Problem {
     pub gather: Gather,
     /// Whether moments are kept in the host's memory.
     pub offload_moments: bool,
+}
+
+impl Problem {
+    /// That of a recipe.
+    pub fn of(recipe: &Recipe) -> Self {
+        Self {
+            model: recipe.model.qwen2.clone(),
+            batch: recipe.batch.clone(),
+            copies: recipe.workers.copies,
+            recompute: recipe.model.recompute,
+            compute_dtype: recipe.model.compute_dtype,
+            gather: recipe.workers.gather,
+            offload_moments: recipe.workers.offload_moments,
+        }
+    }
 }
 
 /// What the worker that holds most holds at most.

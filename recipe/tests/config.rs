@@ -1,6 +1,8 @@
 //! A recipe from its texts: layers, defaults, errors, and the identity.
 
-use polo_recipe::config::{Checkpoint, Copies, InitialWeights, OnNonFinite, Optimizer, Recipe, Reduction, Workers};
+use polo_recipe::config::{
+    Checkpoint, Copies, Device, InitialWeights, OnNonFinite, Optimizer, Recipe, Reduction, Workers,
+};
 use polo_recipe::error::RecipeError;
 use proptest::prelude::*;
 
@@ -54,6 +56,7 @@ fn minimal(sets: &[&str]) -> Recipe {
 fn what_is_not_given_has_its_default() {
     let recipe = minimal(&[]);
     assert_eq!((recipe.run.seed, recipe.run.threads, recipe.run.reduction), (0, 1, Reduction::Exact));
+    assert_eq!(recipe.run.device, Device::Cpu);
     assert_eq!((&recipe.model.init, recipe.model.recompute), (&InitialWeights::Random, false));
     assert_eq!((&recipe.corpus.tokenizer, recipe.corpus.allow_repeats), (&None, false));
     assert_eq!((recipe.batch.micro_batch, recipe.stages[0].schedule.floor), (1, 0.0));
@@ -252,4 +255,15 @@ proptest! {
     fn any_override_is_an_error_or_a_recipe_but_no_panic(set in "(run|batch|stages|x)(\\.(0|slots|seed|steps)){0,3}=\\PC{0,8}") {
         let _ = resolve(MINIMAL, &[], &[&set]);
     }
+}
+
+#[test]
+fn nccl_sums_only_where_gpus_compute() {
+    let refused = resolve(MINIMAL, &[], &["run.reduction=nccl"]).expect_err("no GPU to sum on").to_string();
+    assert!(refused.contains("`run.reduction`") && refused.contains("set `run.device` to `cuda`"), "{refused}");
+    let recipe = minimal(&["run.reduction=nccl", "run.device=cuda"]);
+    assert_eq!((recipe.run.reduction, recipe.run.device), (Reduction::Nccl, Device::Cuda));
+    let identities =
+        [&[][..], &["run.device=cuda"], &["run.device=cuda", "run.reduction=nccl"]].map(|s| minimal(s).identity());
+    assert!(identities[0] != identities[1] && identities[1] != identities[2], "each trains other numbers");
 }

@@ -12,8 +12,7 @@ use polo_recipe::{
     slots::split,
 };
 use polo_store::{Digest, checkpoint};
-use polo_worker::{decision::Tally, optimizer::clip_coefficient, reduce::chunk_square_norm, state::digest_of};
-use zerocopy::IntoBytes;
+use polo_worker::{decision::Tally, flat::ops::chunk_square_norm, optimizer::clip_coefficient, state::digest_of};
 
 /// Vectors of the whole model.
 #[derive(Debug, Clone, PartialEq)]
@@ -108,7 +107,7 @@ impl Whole {
 
     /// Digest of the stored form of a chunk.
     pub fn chunk_digest(&self, chunk: &ChunkSpec) -> Digest {
-        digest_of(&self.vectors(chunk).map(IntoBytes::as_bytes))
+        digest_of(&self.vectors(chunk))
     }
 }
 

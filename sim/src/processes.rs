@@ -176,6 +176,7 @@ fn trainer(shared: &Shared, name: &str, desk: Arc<Desk>, network: SimNetwork) ->
         batch: recipe.batch.clone(),
         max_grad_norm: recipe.optimizer.max_grad_norm,
         on_non_finite: recipe.optimizer.on_non_finite,
+        reduction: recipe.run.reduction,
         copies: recipe.workers.copies,
         desk: desk.clone(),
     };

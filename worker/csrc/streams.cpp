@@ -52,6 +52,11 @@ char* polo_stream_exchange(int32_t index, int64_t id, int64_t* previous) {
   return guarded([&] { *previous = guard().exchangeStream(stream(index, id)).id(); });
 }
 
+// Returns when all that was put on it is done.
+char* polo_stream_finish(int32_t index, int64_t id) {
+  return guarded([&] { guard().synchronizeStream(stream(index, id)); });
+}
+
 // The cudaStream_t.
 char* polo_stream_native_handle(int32_t index, int64_t id, void** handle) {
   return guarded([&] { *handle = stream(index, id).native_handle(); });

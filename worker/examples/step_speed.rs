@@ -12,11 +12,11 @@ use std::time::Instant;
 
 use polo_recipe::layout::ChunkSpec;
 use polo_recipe::model::Qwen2Config;
+use polo_worker::flat::ops::chunk_square_norm;
 use polo_worker::flat::{Flat, view, view_mut};
 use polo_worker::init::initialize;
 use polo_worker::model::{Model, ModelOptions};
 use polo_worker::optimizer::{AdamW, ChunkState, clip_coefficient};
-use polo_worker::reduce::chunk_square_norm;
 use tch::{Device, Kind, Tensor};
 
 type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
@@ -73,8 +73,10 @@ impl Training {
     fn step(&mut self, tokens: &Tensor, update_number: u64) -> Result<f64> {
         let num_tokens = (tokens.numel() as i64 - tokens.size()[0]) as f64;
         let scale = 1.0 / num_tokens;
-        let (params, grads) = (view(self.params.as_slice()), view_mut(self.grads.as_mut_slice()));
-        let losses = self.model.loss_and_grad(&params, &grads, tokens, scale, &|| false)?;
+        let losses = {
+            let (params, grads) = (view(self.params.as_slice()), view_mut(self.grads.as_mut_slice()));
+            self.model.loss_and_grad(&params, &grads, tokens, scale, &|| false)?
+        };
         let layout = self.model.layout();
         let of_chunk = |chunk: &ChunkSpec| chunk_square_norm(&self.grads.as_slice()[chunk.range.clone()]);
         let square: f64 = layout.chunks.iter().map(of_chunk).sum();

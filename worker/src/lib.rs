@@ -23,6 +23,7 @@ pub mod plane;
 pub mod pool;
 pub mod reduce;
 pub mod rig;
+pub mod room;
 pub mod session;
 pub mod shard_cache;
 pub mod state;

@@ -5,8 +5,9 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Du
 use clap::Parser;
 use polo_proto::v1;
 use polo_recipe::{
-    config::Recipe,
+    config::{self, Recipe},
     error::RecipeError,
+    footprint::Problem,
     layout::{CHUNK_PARAMS, Layout},
 };
 use polo_store::{Store, StoreError, recipe_file};
@@ -15,17 +16,27 @@ use polo_worker::{
     checkpointer::Checkpointer,
     corpus::{Corpus, CorpusError},
     desk::Desk,
+    flat::{
+        self,
+        home::{self, HomeError},
+    },
     model::{Model, ModelError, ModelOptions, determinism::CUBLAS_WORKSPACE},
     optimizer::AdamW,
-    plane::{Listener, rendezvous::Timeouts},
+    plane::{
+        Listener,
+        nccl::{self, NcclError},
+        rendezvous::Timeouts,
+    },
     pool::Pool,
     session::{Ending, Event, Session},
     state::{Moments, TrainState},
     step::Setting,
+    streams::{Stream, StreamError},
     torch::TorchArithmetic,
     trace::Trace,
-    trainer::{TcpNetwork, Trainer},
+    trainer::{PlaneNetwork, Trainer},
 };
+use tch::Device;
 use tokio::{
     runtime::Handle,
     signal::unix::{Signal, SignalKind, signal},
@@ -55,6 +66,9 @@ struct Args {
     /// Where other workers reach this one's data plane; port 0 takes a free one.
     #[arg(long, env = "POLO_LISTEN", default_value = "0.0.0.0:0")]
     listen: SocketAddr,
+    /// The GPU that this worker computes on, of those that nvidia-smi lists, if the recipe wants one.
+    #[arg(long, env = "POLO_GPU", value_name = "INDEX", default_value_t = 0)]
+    gpu: usize,
     /// Keeps token shards between runs; shared by the workers of a machine.
     #[arg(long, env = "POLO_CACHE", default_value_os_t = default_cache())]
     cache: PathBuf,
@@ -85,6 +99,12 @@ enum WorkerError {
     Corpus(#[from] CorpusError),
     #[error(transparent)]
     Model(#[from] ModelError),
+    #[error(transparent)]
+    Home(#[from] HomeError),
+    #[error(transparent)]
+    Nccl(#[from] NcclError),
+    #[error(transparent)]
+    Stream(#[from] StreamError),
     #[error("cannot listen on {address} for other workers: {source}; choose another --listen")]
     Listen { address: SocketAddr, source: std::io::Error },
     #[error("cannot write a trace to {}: {source}; choose another --trace", path.display())]
@@ -137,6 +157,7 @@ fn end_with_stdin() {
 
 fn run(args: Args) -> Result<(), WorkerError> {
     let recipe = recipe_file::load(&args.recipe, &args.sets)?;
+    settle(&recipe, args.gpu)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(WorkerError::Threads)?;
     let ending = runtime.block_on(work_until_asked_to_leave(args, recipe))?;
@@ -246,7 +267,15 @@ fn open_trace(args: &Args) -> Result<Trace, WorkerError> {
 fn model_options(recipe: &Recipe, corpus: &Corpus) -> ModelOptions {
     let document_end = recipe.batch.document_mask.then(|| i64::from(corpus.manifest().eos_id));
     let compute_dtype = recipe.model.compute_dtype;
-    ModelOptions { recompute: recipe.model.recompute, document_end, compute_dtype, ..ModelOptions::default() }
+    ModelOptions { recompute: recipe.model.recompute, document_end, compute_dtype, device: flat::device() }
+}
+
+/// Decides where vectors live, before there are any.
+fn settle(recipe: &Recipe, gpu: usize) -> Result<(), HomeError> {
+    home::settle(match recipe.run.device {
+        config::Device::Cpu => Device::Cpu,
+        config::Device::Cuda => Device::Cuda(gpu),
+    })
 }
 
 /// What the torch thread makes its trainer with: tensors stay on the thread where they were made.
@@ -257,6 +286,7 @@ fn trainer(
     listener: Listener,
     trace: Trace,
 ) -> Result<impl FnOnce() -> Trainer + Send + 'static, WorkerError> {
+    let device = flat::device();
     let plan = Arc::new(corpus.manifest().plan(recipe)?);
     let source_numbers = plan.sources().iter().map(|name| corpus.source_number(name)).collect::<Result<_, _>>()?;
     let layout = Arc::new(Layout::qwen2(&recipe.model.qwen2));
@@ -264,6 +294,7 @@ fn trainer(
         model: Model::new(&recipe.model.qwen2, model_options(recipe, &corpus))?,
         layout: layout.clone(),
         plan: plan.clone(),
+        problem: Problem::of(recipe),
         batch: recipe.batch.clone(),
         adamw: adamw(recipe),
         corpus,
@@ -275,21 +306,27 @@ fn trainer(
         trace: trace.clone(),
         loader: None,
     };
-    let network = TcpNetwork { listener, timeouts: timeouts(recipe), runtime: Handle::current() };
+    let nccl = match device {
+        Device::Cuda(gpu) => Some((nccl::load(gpu)?, Stream::from_pool(device)?)),
+        _ => None,
+    };
+    let network = PlaneNetwork { listener, timeouts: timeouts(recipe), runtime: Handle::current(), nccl };
     let checkpointer = Checkpointer { store: Store::open(&recipe.run.store)?, desk: desk.clone(), in_flight: None };
     let setting = Setting {
         batch: recipe.batch.clone(),
         max_grad_norm: recipe.optimizer.max_grad_norm,
         on_non_finite: recipe.optimizer.on_non_finite,
+        reduction: recipe.run.reduction,
         copies: recipe.workers.copies,
         layout,
         plan,
         desk,
         trace,
     };
+    let offloads_moments = recipe.workers.offload_moments;
     let (checkpoint_every_steps, gather) = (recipe.checkpoint.every_steps, recipe.workers.gather);
     Ok(move || Trainer {
-        state: TrainState::empty(&setting.layout, &setting.plan, gather),
+        state: TrainState { offloads_moments, ..TrainState::empty(&setting.layout, &setting.plan, gather) },
         setting: Arc::new(setting),
         pool: Pool::default(),
         arithmetic: Box::new(arithmetic),

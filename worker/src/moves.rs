@@ -9,7 +9,7 @@ use zerocopy::IntoBytes;
 
 use crate::{
     arrival::Move,
-    flat::Flat,
+    flat::{Flat, ops::copy},
     params::Params,
     plane::{DataPlane, PlaneError, Transfer},
     state::{Moments, TrainState, digest_of},
@@ -71,7 +71,7 @@ impl Arrived {
 
     fn digest(&self) -> Digest {
         let moments = self.moments.iter().flat_map(|m| [&m.exp_avg, &m.exp_avg_sq]);
-        let vectors: Vec<_> = self.params.iter().chain(moments).map(|flat| flat.as_slice().as_bytes()).collect();
+        let vectors: Vec<_> = self.params.iter().chain(moments).map(Flat::as_slice).collect();
         digest_of(&vectors)
     }
 
@@ -97,13 +97,13 @@ impl<'a> Givable<'a> {
         Self { params: &state.params, moments }
     }
 
-    fn vectors(&self, wanted: &Move, layout: &Layout) -> Result<Vec<&'a [u8]>, MoveError> {
+    fn vectors(&self, wanted: &Move, layout: &Layout) -> Result<Vec<&'a [f32]>, MoveError> {
         let not_held = || MoveError::NotHeld { chunk: wanted.chunk.0, from: wanted.from };
         let held = self.moments.get(&wanted.chunk).ok_or_else(not_held)?;
         let params = self.params.chunk(&layout.chunks[wanted.chunk.0 as usize]).ok_or_else(not_held)?;
         let params = wanted.params.then_some(params).into_iter();
         let moments = held.iter().copied().filter(|_| wanted.moments);
-        Ok(params.chain(moments).map(IntoBytes::as_bytes).collect())
+        Ok(params.chain(moments).collect())
     }
 }
 
@@ -129,7 +129,7 @@ pub async fn carry(
     let mut group = Vec::new();
     for ((to, vectors), digest) in given.iter().map(|m| m.to).zip(&vectors).zip(&digests) {
         group.push(Transfer::Send { to, bytes: digest.as_bytes() });
-        group.extend(vectors.iter().map(|bytes| Transfer::Send { to, bytes }));
+        group.extend(vectors.iter().map(|vector| Transfer::Send { to, bytes: vector.as_bytes() }));
     }
     for ((from, arrived), stated) in wanted.iter().map(|m| m.from).zip(&mut arrived).zip(&mut stated) {
         group.push(Transfer::Recv { from, bytes: &mut stated.0 });
@@ -153,10 +153,10 @@ impl TrainState {
     pub fn install(&mut self, arrived: Arrived, layout: &Layout) {
         if let Some(params) = arrived.params {
             let chunk = &layout.chunks[arrived.chunk.0 as usize];
-            self.params.chunk_mut(chunk).copy_from_slice(params.as_slice());
+            copy(self.params.chunk_mut(chunk), params.as_slice());
         }
         if let Some(moments) = arrived.moments {
-            self.moments.insert(arrived.chunk, moments);
+            self.keep_moments(arrived.chunk, moments);
         }
     }
 }

@@ -9,7 +9,7 @@ use polo_recipe::layout::{ChunkId, Layout};
 use tch::Tensor;
 use thiserror::Error;
 
-use crate::flat::view_mut;
+use crate::flat::{device, view_mut};
 
 unsafe extern "C" {
     fn polo_fused_adamw(
@@ -110,18 +110,17 @@ impl AdamW {
         let place = &layout.chunks[chunk.0 as usize].range;
         state.check(place.len())?;
         tch::no_grad(|| {
-            let step = Tensor::from_slice(&[update_number as f32]).f_squeeze()?;
+            let step = Tensor::from_slice(&[update_number as f32]).f_squeeze()?.f_to_device(device())?;
+            let ChunkState { params, exp_avg, exp_avg_sq, grads } = state;
+            let [params, grads, exp_avg, exp_avg_sq] = [params, grads, exp_avg, exp_avg_sq].map(view_mut);
             for (range, decay) in layout.decay_segments(chunk) {
-                let cut = range.start - place.start..range.end - place.start;
-                let grad = view_mut(&mut state.grads[cut.clone()]);
+                let cut = |whole: &Tensor| whole.f_narrow(0, (range.start - place.start) as i64, range.len() as i64);
+                let mut grad = cut(&grads)?;
                 if clip_coefficient != 1.0 {
-                    grad.shallow_clone().f_mul_scalar_(clip_coefficient).map(drop)?;
+                    grad.f_mul_scalar_(clip_coefficient).map(drop)?;
                 }
-                let params = view_mut(&mut state.params[cut.clone()]);
-                let exp_avg = view_mut(&mut state.exp_avg[cut.clone()]);
-                let exp_avg_sq = view_mut(&mut state.exp_avg_sq[cut]);
                 let weight_decay = if decay { self.weight_decay } else { 0.0 };
-                self.update([&params, &grad, &exp_avg, &exp_avg_sq], &step, weight_decay)
+                self.update([&cut(&params)?, &grad, &cut(&exp_avg)?, &cut(&exp_avg_sq)?], &step, weight_decay)
                     .map_err(|message| OptimizerError::Update { chunk: chunk.0, message })?;
             }
             Ok(())

@@ -2,7 +2,7 @@
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use crate::flat::Flat;
+use crate::flat::{Flat, ops::clear};
 
 /// Vectors that nobody uses at the moment.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ impl Pool {
         match self.free.iter().position(|vector| vector.as_slice().len() == len) {
             Some(at) => {
                 let mut vector = self.free.swap_remove(at);
-                vector.as_mut_slice().fill(0.0);
+                clear(vector.as_mut_slice());
                 vector
             }
             None => Flat::zeros(len),

@@ -13,15 +13,18 @@ use polo_recipe::buffers::SCRATCH_PARAMS;
 use polo_recipe::ids::Rank;
 use polo_recipe::layout::{ChunkId, Layout};
 use polo_recipe::slots::{PartialSums, subtrees};
+use tch::Device;
 use zerocopy::IntoBytes;
 
-use crate::flat::{Flat, disjoint_mut};
+use crate::flat::ops::{add_assign, copy};
+use crate::flat::{Flat, device, disjoint_mut};
 use crate::plane::{DataPlane, PlaneError, Transfer};
 
-/// Elements summed at a time: few enough for a handful of such blocks to stay in the nearest cache.
-const BLOCK_PARAMS: usize = 2048;
-/// Partial sums of [`chunk_square_norm`]; part of its definition.
-const NORM_LANES: usize = 16;
+/// Elements summed at a time: on the host, few enough for a handful of such blocks to stay in the nearest cache; on a GPU,
+/// enough to be worth a launch.
+fn block_params() -> usize {
+    if device() == Device::Cpu { 2048 } else { 1 << 20 }
+}
 
 // Numbers travel as they lie in memory.
 const _: () = assert!(cfg!(target_endian = "little"), "the data plane's numbers are little-endian");
@@ -46,9 +49,9 @@ pub struct ExactReduce {
     /// Most elements of a rank's that are reduced at a time.
     most: usize,
     /// Other ranks' pieces of the round's part, one after another.
-    foreign: Vec<f32>,
+    foreign: Flat,
     /// Partial sums of the block at hand.
-    stack: Vec<[f32; BLOCK_PARAMS]>,
+    stack: Vec<Flat>,
 }
 
 /// How a flat vector is divided.
@@ -104,8 +107,8 @@ impl ExactReduce {
             blocks,
             chunks,
             owners,
-            foreign: Vec::new(),
-            stack: vec![[0.0; BLOCK_PARAMS]; slots.ilog2() as usize + 2],
+            foreign: Flat::default(),
+            stack: (0..slots.ilog2() + 2).map(|_| Flat::zeros(block_params())).collect(),
         };
         reduce.set_scratch_params(SCRATCH_PARAMS);
         reduce
@@ -220,8 +223,10 @@ impl ExactReduce {
         let own = self.rank.index();
         let num_foreign = self.num_pieces.iter().sum::<usize>() - self.num_pieces[own];
         let len = parts[own].iter().map(Range::len).sum::<usize>();
-        self.foreign.resize((num_foreign * len).max(self.foreign.len()), 0.0);
-        let mut rest = &mut self.foreign[..];
+        if self.foreign.as_slice().len() < num_foreign * len {
+            self.foreign = Flat::zeros(num_foreign * len);
+        }
+        let mut rest = self.foreign.as_mut_slice();
         let mut group = Vec::new();
         for (rank, part) in parts.iter().enumerate().filter(|(rank, _)| *rank != own) {
             let peer = Rank(rank as u32);
@@ -247,11 +252,11 @@ impl ExactReduce {
         for (chunk, cut) in cuts {
             let place = self.chunks[chunk].clone();
             let total = sums.entry(ChunkId(chunk as u32)).or_insert_with(|| Flat::zeros(place.len())).as_mut_slice();
-            for from in cut.clone().step_by(BLOCK_PARAMS) {
-                let to = (from + BLOCK_PARAMS).min(cut.end);
+            for from in cut.clone().step_by(block_params()) {
+                let to = (from + block_params()).min(cut.end);
                 let total = &mut total[from - place.start..to - place.start];
                 self.sum_block(&(from - start..to - start), offset + from - cut.start, part_len, pieces);
-                total.copy_from_slice(&self.stack[0][..total.len()]);
+                copy(total, &self.stack[0].as_slice()[..total.len()]);
             }
             offset += cut.len();
         }
@@ -265,19 +270,19 @@ impl ExactReduce {
         for term in &self.terms {
             let operand = match term.source {
                 Source::Own(piece) => &pieces[piece].as_slice()[at.clone()],
-                Source::Foreign(piece) => &self.foreign[piece * part_len + offset..][..len],
+                Source::Foreign(piece) => &self.foreign.as_slice()[piece * part_len + offset..][..len],
             };
             if term.num_merges == 0 {
-                self.stack[depth][..len].copy_from_slice(operand);
+                copy(&mut self.stack[depth].as_mut_slice()[..len], operand);
                 depth += 1;
                 continue;
             }
             // The first merge needs no copy of its right operand.
-            add_assign(&mut self.stack[depth - 1][..len], operand);
+            add_assign(&mut self.stack[depth - 1].as_mut_slice()[..len], operand);
             for _ in 1..term.num_merges {
                 depth -= 1;
                 let (left, right) = self.stack.split_at_mut(depth);
-                add_assign(&mut left[depth - 1][..len], &right[0][..len]);
+                add_assign(&mut left[depth - 1].as_mut_slice()[..len], &right[0].as_slice()[..len]);
             }
         }
     }
@@ -360,39 +365,4 @@ fn terms(slots: usize, pieces: &[Vec<Range<usize>>], own: Rank) -> Vec<Term> {
     assert!(sources.windows(2).all(|w| w[0].0.end == w[1].0.start), "the shares are not all slots");
     let mut sums = PartialSums::new(slots);
     sources.into_iter().map(|(piece, source)| Term { source, num_merges: sums.push(piece) }).collect()
-}
-
-/// Adds `from` to `into`, element by element.
-///
-/// # Panics
-/// If their lengths differ.
-pub fn add_assign(into: &mut [f32], from: &[f32]) {
-    assert_eq!(into.len(), from.len(), "lengths of the summands");
-    for (left, right) in into.iter_mut().zip(from) {
-        *left += right;
-    }
-}
-
-/// The sum of the squares, in f64, in an order fixed by the length: element `i` goes to partial sum `i % 16`, and the
-/// partial sums are added up in halves.
-pub fn chunk_square_norm(chunk: &[f32]) -> f64 {
-    let mut lanes = [0.0; NORM_LANES];
-    let (rows, rest) = chunk.as_chunks::<NORM_LANES>();
-    for row in rows {
-        add_squares(&mut lanes, row);
-    }
-    add_squares(&mut lanes, rest);
-    let mut width = NORM_LANES;
-    while width > 1 {
-        width /= 2;
-        let (low, high) = lanes.split_at_mut(width);
-        low.iter_mut().zip(high).for_each(|(low, high)| *low += *high);
-    }
-    lanes[0]
-}
-
-fn add_squares(lanes: &mut [f64; NORM_LANES], row: &[f32]) {
-    for (lane, value) in lanes.iter_mut().zip(row) {
-        *lane += f64::from(*value) * f64::from(*value);
-    }
 }

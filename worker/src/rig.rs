@@ -121,6 +121,11 @@ pub trait Arithmetic {
         params: &'a mut Params,
     ) -> LocalBoxFuture<'a, Result<(), StoreError>>;
 
+    /// Refuses to be one of so many members if their state does not fit where this one computes.
+    fn check_room(&self, _num_members: usize) -> Result<(), StepError> {
+        Ok(())
+    }
+
     /// Says which slots will be asked for, in this order, so that their samples can be read ahead.
     fn begin(&mut self, work: Work) -> Result<(), StepError>;
 

@@ -11,7 +11,14 @@ use polo_recipe::{
 use polo_store::{Digest, StoreError, checkpoint};
 use zerocopy::IntoBytes;
 
-use crate::{arrival::Held, decision::Decision, flat::Flat, params::Params, reduce::Sums, rig::Arithmetic};
+use crate::{
+    arrival::Held,
+    decision::Decision,
+    flat::{Flat, ops::on_host},
+    params::Params,
+    reduce::Sums,
+    rig::Arithmetic,
+};
 
 /// AdamW's moments of one chunk, fp32.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,6 +33,11 @@ impl Moments {
     /// Those of a chunk that was never updated.
     pub fn zeros(num_params: usize) -> Self {
         Self { exp_avg: Flat::zeros(num_params), exp_avg_sq: Flat::zeros(num_params) }
+    }
+
+    /// The same in the host's memory.
+    pub fn into_host(self) -> Self {
+        Self { exp_avg: self.exp_avg.into_host(), exp_avg_sq: self.exp_avg_sq.into_host() }
     }
 
     /// First and second, to be changed.
@@ -48,6 +60,8 @@ pub struct TrainState {
     pub params_complete: bool,
     /// Moments of the chunks that are held.
     pub moments: BTreeMap<ChunkId, Moments>,
+    /// Whether they are kept in the host's memory wherever parameters are.
+    pub offloads_moments: bool,
     /// Tokens that went in.
     pub ledger: Ledger,
     /// Gradient sums, as long as they are of use: those in `summed`.
@@ -66,6 +80,7 @@ impl TrainState {
             params: Params::empty(gather, layout),
             params_complete: false,
             moments: BTreeMap::new(),
+            offloads_moments: false,
             ledger: Ledger::new(plan),
             sums: Sums::new(),
             summed: BTreeSet::new(),
@@ -90,13 +105,19 @@ impl TrainState {
         arithmetic: &mut dyn Arithmetic,
     ) -> Result<(), StoreError> {
         for chunk in owned.iter().map(|id| &layout.chunks[id.0 as usize]) {
-            self.moments.insert(chunk.id, Moments::zeros(chunk.range.len()));
+            self.keep_moments(chunk.id, Moments::zeros(chunk.range.len()));
             self.params.chunk_mut(chunk);
         }
         arithmetic.initialize(layout, &mut self.params).await?;
         self.ledger = Ledger::new(plan);
         (self.step, self.params_complete) = (Some(Step(0)), self.params.gather() == Gather::Step);
         Ok(())
+    }
+
+    /// From now on holds the moments of a chunk.
+    pub fn keep_moments(&mut self, chunk: ChunkId, moments: Moments) {
+        let moments = if self.offloads_moments { moments.into_host() } else { moments };
+        self.moments.insert(chunk, moments);
     }
 
     /// Lets go of chunks that are not to be kept.
@@ -123,16 +144,15 @@ impl TrainState {
         4 * (self.params.len() + moments) as u64
     }
 
-    /// Parameters, first and second moments of a chunk, as bytes; none if it is not held.
-    pub fn chunk_vectors(&self, chunk: &ChunkSpec) -> Option<[&[u8]; 3]> {
+    /// Parameters, first and second moments of a chunk; none if it is not held.
+    pub fn chunk_vectors(&self, chunk: &ChunkSpec) -> Option<[&[f32]; 3]> {
         let moments = self.moments.get(&chunk.id)?;
-        let vectors = [self.params.chunk(chunk)?, moments.exp_avg.as_slice(), moments.exp_avg_sq.as_slice()];
-        Some(vectors.map(IntoBytes::as_bytes))
+        Some([self.params.chunk(chunk)?, moments.exp_avg.as_slice(), moments.exp_avg_sq.as_slice()])
     }
 
     /// The stored form of a chunk that is held.
     pub fn chunk_bytes(&self, chunk: &ChunkSpec) -> Option<Vec<u8>> {
-        self.chunk_vectors(chunk).map(|vectors| vectors.concat())
+        self.chunk_vectors(chunk).map(|vectors| vectors.map(on_host).each_ref().map(|v| v.as_bytes()).concat())
     }
 
     /// Takes a chunk from its stored form, whose length must be right.
@@ -142,7 +162,7 @@ impl TrainState {
         for (vector, part) in vectors.into_iter().zip(bytes.chunks_exact(bytes.len() / 3)) {
             vector.as_mut_bytes().copy_from_slice(part);
         }
-        self.moments.insert(chunk.id, moments);
+        self.keep_moments(chunk.id, moments);
     }
 
     /// Digest of the stored form of a chunk that is held.
@@ -157,11 +177,11 @@ impl TrainState {
     }
 }
 
-/// Digest of vectors that lie one after another.
-pub fn digest_of(vectors: &[&[u8]]) -> Digest {
+/// Digest of the bytes of vectors that lie one after another.
+pub fn digest_of(vectors: &[&[f32]]) -> Digest {
     let mut hasher = blake3::Hasher::new();
     for vector in vectors {
-        hasher.update(vector);
+        hasher.update(on_host(vector).as_bytes());
     }
     hasher.finalize().into()
 }

@@ -13,6 +13,7 @@ unsafe extern "C" {
     fn polo_stream_current(index: i32, id: *mut i64) -> *mut c_char;
     fn polo_stream_from_pool(index: i32, id: *mut i64) -> *mut c_char;
     fn polo_stream_exchange(index: i32, id: i64, previous: *mut i64) -> *mut c_char;
+    fn polo_stream_finish(index: i32, id: i64) -> *mut c_char;
     fn polo_stream_native_handle(index: i32, id: i64, handle: *mut *mut c_void) -> *mut c_char;
     fn polo_event_new(event: *mut *mut c_void) -> *mut c_char;
     fn polo_event_record(event: *mut c_void, index: i32, id: i64) -> *mut c_char;
@@ -111,6 +112,13 @@ impl Stream {
         Self::found("change the stream", self.device, change)
     }
 
+    /// Returns when the device has done all that was put on it.
+    pub fn finish(self) -> Result {
+        let Some(index) = gpu(self.device) else { return Ok(()) };
+        // SAFETY: a stream that libtorch gave; the shim catches exceptions.
+        check("finish its work", self.device, unsafe { polo_stream_finish(index, self.id) })
+    }
+
     /// CUDA's own handle, a `cudaStream_t`, which stays libtorch's.
     pub fn native_handle(self) -> Result<*mut c_void> {
         let index = gpu(self.device).ok_or(StreamError::NoHandle(self.device))?;
@@ -187,6 +195,7 @@ mod tests {
         let stream = Stream::current(Device::Cpu).expect("a stream");
         assert_eq!(Stream::from_pool(Device::Cpu).expect("the same stream"), stream);
         assert_eq!(stream.make_current().expect("no change"), stream);
+        stream.finish().expect("nothing to finish");
         let mut event = Event::new(Device::Cpu).expect("an event");
         event.record(stream).expect("nothing to record");
         event.hold_up(stream).expect("nothing to wait for");

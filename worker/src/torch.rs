@@ -7,6 +7,7 @@ use std::{collections::BTreeSet, ops::Range, sync::Arc, time::Duration};
 use futures::future::{FutureExt, LocalBoxFuture};
 use polo_recipe::{
     config::{Batch, InitialWeights},
+    footprint::Problem,
     ids::Step,
     layout::{Layout, TensorSpec},
     plan::Plan,
@@ -18,13 +19,14 @@ use tokio::{runtime::Handle, time::Instant};
 use crate::{
     corpus::{Corpus, Window},
     decision::Tally,
-    flat::view,
+    flat::{home, ops::copy, view},
     init,
     loader::{self, Loader},
     model::{Model, ModelError, pass::Pass, views::is_tied},
     optimizer::{AdamW, ChunkState},
     params::Params,
     rig::{Arithmetic, Gradients, SlotDone, Update, Work, waves},
+    room::check_room,
     state::Moments,
     step::{BlockParams, Parameters, StepError},
     trace::Trace,
@@ -43,6 +45,8 @@ pub struct TorchArithmetic {
     pub layout: Arc<Layout>,
     /// What is trained when.
     pub plan: Arc<Plan>,
+    /// What memory follows from.
+    pub problem: Problem,
     /// Shape of a step.
     pub batch: Batch,
     /// Constants of the optimizer; the learning rate is filled in step by step.
@@ -90,6 +94,12 @@ impl Arithmetic for TorchArithmetic {
             }
         }
         .boxed_local()
+    }
+
+    fn check_room(&self, num_members: usize) -> Result<(), StepError> {
+        let checked =
+            home::free_bytes().map_or(Ok(()), |free_bytes| check_room(&self.problem, num_members, free_bytes));
+        Ok(checked?)
     }
 
     fn begin(&mut self, work: Work) -> Result<(), StepError> {
@@ -145,11 +155,11 @@ fn staged<E>(
 ) -> Result<(), E> {
     let len = kept[0].len();
     let [first, second] = stage.vectors_mut().map(|vector| &mut vector[..len]);
-    first.copy_from_slice(kept[0]);
-    second.copy_from_slice(kept[1]);
+    copy(first, kept[0]);
+    copy(second, kept[1]);
     change([&mut *first, &mut *second])?;
-    kept[0].copy_from_slice(first);
-    kept[1].copy_from_slice(second);
+    copy(kept[0], first);
+    copy(kept[1], second);
     Ok(())
 }
 
@@ -205,9 +215,10 @@ impl TorchArithmetic {
         let (mut passes, embedding) = self.enter(params, micro_batches).await?;
         for block in 1..last {
             let of_block = params.block(block).await?;
+            let of_block = view(&of_block);
             for (_, pass) in &mut passes {
                 go_on()?;
-                pass.layer(block, &view(&of_block))?;
+                pass.layer(block, &of_block)?;
             }
         }
         let losses = self.turn_round(params, &mut passes, embedding, grads, &go_on).await?;

@@ -18,7 +18,7 @@ use crate::{
     desk::Desk,
     generation::{Left, take_part},
     plane::{
-        AbortHandle, DataPlane, Lane, Listener, PlaneError, Secret,
+        AbortHandle, DataPlane, Lane, Listener, PlaneError, Secret, nccl,
         rendezvous::{Membership, Timeouts, form},
     },
     pool::Pool,
@@ -26,6 +26,7 @@ use crate::{
     session::{Ending, Event, Order},
     state::TrainState,
     step::Setting,
+    streams::Stream,
 };
 
 /// Everything that outlives a generation.
@@ -100,25 +101,40 @@ impl Trainer {
     }
 }
 
-/// The other ranks over TCP.
-pub struct TcpNetwork {
+/// The other ranks: over TCP, and where GPUs compute, for long messages over NCCL.
+pub struct PlaneNetwork {
     /// Where they call.
     pub listener: Listener,
     /// How long they are waited for.
     pub timeouts: Timeouts,
     /// Drives what runs beside the thread that computes.
     pub runtime: Handle,
+    /// NCCL, and where what runs beside the computation puts the GPU's work.
+    pub nccl: Option<(Arc<dyn nccl::Library>, Stream)>,
 }
 
-impl TcpNetwork {
+impl PlaneNetwork {
     fn form_blocking(&self, order: &Order, lane: Lane, abort: &AbortHandle) -> Result<Box<dyn DataPlane>, PlaneError> {
         let (peers, secret) = (resolve(&order.peers)?, Secret(order.secret));
         let membership = Membership { generation: order.generation, rank: Rank(order.rank), peers, secret, lane };
-        Ok(Box::new(form(&self.listener, &membership, &self.timeouts, abort)?))
+        let tcp = form(&self.listener, &membership, &self.timeouts, abort)?;
+        let Some((library, _)) = &self.nccl else { return Ok(Box::new(tcp)) };
+        let terms = nccl::Terms { form_timeout: self.timeouts.form, min_bulk_bytes: nccl::MIN_BULK_BYTES };
+        Ok(Box::new(nccl::form(library.clone(), tcp, &terms)?))
     }
 }
 
-impl Network for TcpNetwork {
+impl PlaneNetwork {
+    /// From now on this thread's work for a GPU does not wait for what the computation puts on it.
+    fn leave_computing_alone(&self) {
+        let changed = self.nccl.as_ref().map(|(_, stream)| stream.make_current());
+        if let Some(Err(error)) = changed {
+            tracing::warn!(%error, "the reduction shares the stream of the computation");
+        }
+    }
+}
+
+impl Network for PlaneNetwork {
     fn form<'a>(
         &'a self,
         order: &'a Order,
@@ -131,7 +147,10 @@ impl Network for TcpNetwork {
     fn together<'a>(&'a self, main: LocalBoxFuture<'a, ()>, side: BoxFuture<'a, ()>) -> LocalBoxFuture<'a, ()> {
         async move {
             std::thread::scope(|scope| {
-                scope.spawn(|| self.runtime.block_on(side));
+                scope.spawn(|| {
+                    self.leave_computing_alone();
+                    self.runtime.block_on(side);
+                });
                 // Whatever drives this one is not polled meanwhile, so it cannot renew tokio's budget of the task.
                 block_on(unconstrained(main));
             });

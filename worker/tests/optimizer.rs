@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use polo_recipe::layout::{ChunkId, Layout};
 use polo_recipe::model::Qwen2Config;
+use polo_worker::flat::ops::chunk_square_norm;
 use polo_worker::optimizer::{AdamW, ChunkState, clip_coefficient};
-use polo_worker::reduce::chunk_square_norm;
 use tch::{Kind, Tensor};
 
 const MAX_NORM: f64 = 1.0;

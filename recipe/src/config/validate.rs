@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Batch, Recipe, Stage};
+use super::{Batch, Device, Recipe, Reduction, Stage};
 use crate::error::RecipeError;
 use crate::mixture::MAX_SAMPLES;
 use crate::schedule::{Schedule, ScheduleKind};
@@ -51,6 +51,10 @@ impl Recipe {
             format!("is {name:?}; it has to be made of letters, digits, `-`, `_` and `.`")
         })?;
         above_zero("run.threads", self.run.threads as u64)?;
+        let is_summed_by_nccl = self.run.reduction == Reduction::Nccl;
+        check(!is_summed_by_nccl || self.run.device == Device::Cuda, "run.reduction", || {
+            "is `nccl`, which sums on GPUs only; set `run.device` to `cuda`, or this to `exact`".into()
+        })?;
         for (field, location) in [("run.store", &self.run.store), ("corpus.url", &self.corpus.url)] {
             check(!location.is_empty(), field, || {
                 "is empty; give a URL such as `s3://bucket/path`, or a folder".into()

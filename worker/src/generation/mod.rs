@@ -99,6 +99,7 @@ struct Membering<'a> {
 pub async fn take_part(trainer: &mut Trainer, order: &Order, abort: &AbortHandle) -> Result<Left, GenerationError> {
     let show = |phase| trainer.desk().set_doing(Doing::new(order.generation, trainer.step(), phase));
     let started = Instant::now();
+    trainer.arithmetic.check_room(order.num_members())?;
     show("meeting the other ranks");
     // Both before anybody gets to know anything: whoever leaves later, for a newer generation say, drops both, so that
     // nobody waits on one of them for a rank that will never come.

@@ -64,12 +64,36 @@ pub enum ModelError {
     /// The layout lacks a tensor of the architecture.
     #[error("the layout has no tensor {0}")]
     NoSuchTensor(String),
-    /// libtorch refused what the shim asked of it.
-    #[error("libtorch: {0}")]
-    Shim(String),
+    /// libtorch had no memory left for activations and buffers.
+    #[error(
+        "libtorch: {0}; what takes less memory: model.recompute = true, a smaller batch.micro_batch, \
+         workers.offload_moments = true, workers.gather = \"block\", or more workers; `polo plan` says what would fit"
+    )]
+    OutOfMemory(String),
     /// libtorch refused.
     #[error("libtorch: {0}")]
-    Torch(#[from] tch::TchError),
+    Torch(String),
+}
+
+impl ModelError {
+    /// What libtorch, or the shim for it, complained of.
+    fn of_libtorch(words: String) -> Self {
+        match words.lines().find(|line| is_about_memory(line)) {
+            Some(line) => Self::OutOfMemory(line.into()),
+            None => Self::Torch(words),
+        }
+    }
+}
+
+/// The words of the allocators for GPUs and for the host.
+fn is_about_memory(line: &str) -> bool {
+    ["out of memory", "can't allocate memory"].iter().any(|words| line.contains(words))
+}
+
+impl From<tch::TchError> for ModelError {
+    fn from(error: tch::TchError) -> Self {
+        Self::of_libtorch(error.to_string())
+    }
 }
 
 /// How a model is computed.

@@ -5,6 +5,7 @@
 //! Start reading at [`DataPlane`]; [`rendezvous`] forms planes of the TCP implementation, [`tcp`], and [`nccl`] puts NCCL
 //! on top of one.
 
+mod all_reduce;
 mod dial;
 mod error;
 pub mod frame;
@@ -100,6 +101,16 @@ pub trait DataPlane: Send {
     /// memory may be used again, not when it was received. After an error the plane must be dropped: some of the
     /// messages may have been transferred in part.
     fn exchange<'a>(&'a mut self, group: &'a mut [Transfer<'_>]) -> BoxFuture<'a, Result<(), PlaneError>>;
+
+    /// Makes `values` of each of the first `num_members` ranks the sum of theirs, equal to the bit on all of them, in an order
+    /// that is the plane's own. The others take no part.
+    fn all_reduce<'a>(
+        &'a mut self,
+        num_members: usize,
+        values: &'a mut [f32],
+    ) -> BoxFuture<'a, Result<(), PlaneError>> {
+        Box::pin(all_reduce::by_messages(self, num_members, values))
+    }
 
     /// A handle that interrupts this plane from any thread.
     fn abort_handle(&self) -> AbortHandle;

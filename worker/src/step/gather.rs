@@ -16,7 +16,7 @@ use polo_recipe::{config::Gather, ids::Rank, layout::Layout};
 use tokio::time::Instant;
 
 use crate::{
-    flat::Flat,
+    flat::{Flat, ops::copy},
     model::views::is_tied,
     params::Params,
     plane::{DataPlane, PlaneError},
@@ -173,7 +173,7 @@ impl<'a> Gatherer<'a> {
         for (chunk, cut) in self.layout.chunks_in(&range) {
             let place: Range<usize> = cut.start - range.start..cut.end - range.start;
             if let Some(own) = self.params.chunk(chunk) {
-                params.as_mut_slice()[place.clone()].copy_from_slice(own);
+                copy(&mut params.as_mut_slice()[place.clone()], own);
             }
             chunks.push(place);
             owners.push(self.owners[chunk.id.0 as usize].clone());

@@ -13,12 +13,15 @@ use polo_recipe::slots::SumPlan;
 use tokio::time::Instant;
 
 use crate::{
-    flat::Flat,
+    flat::{
+        Flat,
+        ops::{add_assign, are_finite},
+    },
     plane::{DataPlane, PlaneError},
     pool::{Pool, Returns},
-    reduce::{ExactReduce, Sums, Traffic, add_assign},
+    reduce::{ExactReduce, Sums, Traffic},
     rig::Gradients,
-    step::{Setting, StepError, gather::Gatherer},
+    step::{Setting, StepError, all_reduce::AllReduce, gather::Gatherer},
     trace::{Trace, Track},
 };
 
@@ -76,8 +79,8 @@ impl<'a> SlotSums<'a> {
     }
 
     async fn add(&mut self, slot: usize, block: usize, grads: Flat) -> Result<(), StepError> {
-        if let Some(are_finite) = &mut self.are_finite {
-            are_finite[slot] &= grads.as_slice().iter().all(|g| g.is_finite());
+        if let Some(all) = &mut self.are_finite {
+            all[slot] &= are_finite(grads.as_slice());
         }
         let steps = &self.plan.steps;
         let partial = &mut self.partial[block];
@@ -119,6 +122,8 @@ impl Gradients for SlotSums<'_> {
 pub(super) struct Reduction<'a> {
     pub(super) reduce: &'a mut ExactReduce,
     pub(super) ready: Receiver<Ready>,
+    /// What takes the place of `reduce`, if that is wanted.
+    pub(super) all_reduce: Option<AllReduce<'a>>,
     pub(super) sums: &'a mut Sums,
     pub(super) returns: Returns,
 }
@@ -131,9 +136,12 @@ impl Reduction<'_> {
         trace: &Trace,
         traffic: &mut Traffic,
     ) -> Result<bool, PlaneError> {
-        let Some(Ready { block, pieces }) = self.ready.next().await else { return Ok(false) };
+        let Some(Ready { block, mut pieces }) = self.ready.next().await else { return Ok(false) };
         let _reducing = trace.block(Track::Exchange, "reduce", block);
-        *traffic += self.reduce.run(plane, block, &pieces, self.sums).await?;
+        *traffic += match &self.all_reduce {
+            Some(all_reduce) => all_reduce.run(plane, block, &mut pieces, self.sums).await?,
+            None => self.reduce.run(plane, block, &pieces, self.sums).await?,
+        };
         pieces.into_iter().for_each(|piece| self.returns.give(piece));
         Ok(true)
     }

@@ -1,5 +1,6 @@
 //! One step of one rank: gradients of its slots, the exact sum over all slots, the decision, the update.
 
+mod all_reduce;
 mod gather;
 mod gradients;
 mod records;
@@ -19,7 +20,7 @@ use futures::{
 };
 use polo_recipe::{
     buffers::MOST_WAITING,
-    config::OnNonFinite,
+    config::{self, OnNonFinite},
     ids::{Generation, Rank, Step},
     layout::{ChunkId, Layout},
     mistakes::{Mistake, is_back},
@@ -31,12 +32,13 @@ use crate::{
     boundary::{self, Boundary},
     decision::{Decision, Remedy, Verdict, compare, remedy},
     desk::Doing,
+    flat::ops::chunk_square_norm,
     moves::{Arrived, Givable, MoveError, batches, carry},
     optimizer::clip_coefficient,
     params::Params,
     plane::{DataPlane, PlaneError, Transfer, gather::all_gather},
     pool::Pool,
-    reduce::{Sums, Traffic, chunk_square_norm, exchange, hand_out},
+    reduce::{Sums, Traffic, exchange, hand_out},
     rig::{Arithmetic, Network, Update, Work},
     session::Order,
     state::TrainState,
@@ -44,6 +46,7 @@ use crate::{
 };
 
 use self::{
+    all_reduce::AllReduce,
     gather::Gatherer,
     gradients::{Reduction, SlotSums, gather_and_reduce},
     records::{Records, Slot},
@@ -234,6 +237,12 @@ impl<'a> Stepper<'a> {
         let (givable, returns) = (Givable::of(state), pool.returns());
         let (gatherer, mut params) = parameters(setting, &self.owners, &self.shape, &state.params);
         let Shape { sums: plan, reduce, .. } = &mut self.shape;
+        let owners = reduce.owners().to_vec();
+        let all_reduce = (setting.reduction == config::Reduction::Nccl).then_some(AllReduce {
+            layout: &setting.layout,
+            owners: &owners,
+            num_members: self.num_members,
+        });
         let main = async {
             // Only a second look needs to know whose numbers are bad, so only that policy pays for finding out.
             let looks = setting.on_non_finite == OnNonFinite::Recheck;
@@ -252,7 +261,7 @@ impl<'a> Stepper<'a> {
             moved = OptionFuture::from(moves.map(timed)).await;
             drop(moving);
             if !matches!(moved, Some((Err(_), _))) {
-                let reduction = Reduction { reduce, ready: waiting, sums: &mut sums, returns };
+                let reduction = Reduction { reduce, ready: waiting, all_reduce, sums: &mut sums, returns };
                 reduced = gather_and_reduce(&mut **plane, gatherer, reduction, setting).await;
             }
             has_failed.store(reduced.is_err() || matches!(moved, Some((Err(_), _))), Ordering::Relaxed);

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use polo_recipe::{
-    config::{Batch, Copies, OnNonFinite},
+    config::{Batch, Copies, OnNonFinite, Reduction},
     ids::{Rank, Step},
     layout::{ChunkId, Layout},
     plan::Plan,
@@ -19,6 +19,7 @@ use crate::{
     optimizer::OptimizerError,
     plane::PlaneError,
     reduce::Traffic,
+    room::NoRoom,
     trace::Trace,
 };
 
@@ -43,6 +44,9 @@ pub enum StepError {
     /// The model.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The membership does not fit.
+    #[error(transparent)]
+    Room(#[from] NoRoom),
     /// The optimizer.
     #[error(transparent)]
     Optimizer(#[from] OptimizerError),
@@ -94,6 +98,8 @@ pub struct Setting {
     pub max_grad_norm: f64,
     /// What is done about numbers that are not finite.
     pub on_non_finite: OnNonFinite,
+    /// How gradients are summed.
+    pub reduction: Reduction,
     /// How many owners a chunk has.
     pub copies: Copies,
     /// Where phases are shown and boundary records come from.

@@ -1,7 +1,7 @@
 //! What is refused, and how a pass is stopped.
 
 use polo_worker::model::{Model, ModelError, ModelOptions};
-use tch::Device;
+use tch::{Device, Kind, Tensor};
 
 use crate::{Case, HOST, WAYS};
 
@@ -23,6 +23,15 @@ fn cancelling_is_asked_between_blocks_both_ways_and_stops() {
         assert!(matches!(result, Err(ModelError::Cancelled)), "cancelled at question {limit}");
         assert_eq!(asked, limit + 1);
     }
+}
+
+#[test]
+fn where_memory_is_short_the_error_says_what_takes_less() {
+    let error = Tensor::f_zeros([1 << 45], (Kind::Float, Device::Cpu)).expect_err("128 TiB");
+    let error = ModelError::from(error);
+    assert!(matches!(error, ModelError::OutOfMemory(_)), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("model.recompute = true") && text.contains("polo plan") && !text.contains('\n'), "{text}");
 }
 
 #[test]

@@ -25,6 +25,7 @@ macro_rules! contract_tests {
             a_silent_peer_is_named_after_the_timeout
             a_message_of_another_length_is_an_error
             a_rank_exchanges_with_others_only
+            members_sum_their_values_to_the_same_bits
         );
     };
     ($attributes:tt $factory:path: $($name:ident)*) => {
@@ -171,5 +172,28 @@ pub fn a_rank_exchanges_with_others_only(planes: Factory) {
     for peer in [0, 2] {
         let error = receive(&mut *planes[0], peer).expect_err("no such peer");
         assert!(matches!(error, PlaneError::NoSuchPeer { peer: p, .. } if p == Rank(peer)), "{error}");
+    }
+}
+
+/// Also where some ranks take no part, and where there is nothing to sum.
+pub fn members_sum_their_values_to_the_same_bits(planes: Factory) {
+    let value = |rank: usize, at: usize| (rank + 1) as f32 * 0.1 + at as f32;
+    for (world, num_members) in [(1, 1), (2, 2), (4, 4), (4, 3)] {
+        for len in [0, 1, 300, (1 << 20) + 7] {
+            let sums = on_all(planes(world, PATIENCE), |mut plane| {
+                let rank = plane.rank().index();
+                let mut values: Vec<_> = (0..len).map(|at| value(rank, at)).collect();
+                if rank < num_members {
+                    block_on(plane.all_reduce(num_members, &mut values)).expect("a sum");
+                }
+                values
+            });
+            for at in [0, len / 2, len.saturating_sub(1)].into_iter().filter(|at| *at < len) {
+                let expected: f32 = (0..num_members).map(|rank| value(rank, at)).sum();
+                assert!((sums[0][at] - expected).abs() <= expected * 1e-6, "{} at {at}: {expected}", sums[0][at]);
+            }
+            let bits = |sum: &Vec<f32>| sum.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            assert!(sums[1..num_members].iter().all(|sum| bits(sum) == bits(&sums[0])), "{num_members} of {world}");
+        }
     }
 }

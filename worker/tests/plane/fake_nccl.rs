@@ -42,6 +42,8 @@ struct World {
     /// Of each pair (from, to), messages whose receive has not been matched, and likewise receives.
     sends: HashMap<(usize, usize), VecDeque<Post>>,
     receives: HashMap<(usize, usize), VecDeque<Post>>,
+    /// By rank, all-reduces that not all have come to.
+    reduces: HashMap<usize, VecDeque<Post>>,
 }
 
 #[derive(Clone)]
@@ -71,7 +73,25 @@ impl World {
         }
     }
 
+    /// Sums, once all ranks have come to it.
+    fn reduce(&mut self) {
+        while self.reduces.len() == self.size && self.reduces.values().all(|posts| !posts.is_empty()) {
+            let posts: Vec<_> = self.reduces.values_mut().filter_map(VecDeque::pop_front).collect();
+            // SAFETY: as above.
+            let all = posts
+                .iter()
+                .map(|post| unsafe { std::slice::from_raw_parts_mut(post.address as *mut f32, post.len_bytes / 4) });
+            let mut all: Vec<_> = all.collect();
+            for at in 0..all[0].len() {
+                let sum = all.iter().map(|values| values[at]).sum();
+                all.iter_mut().for_each(|values| values[at] = sum);
+            }
+            posts.iter().for_each(|post| post.is_done.store(true, Ordering::Release));
+        }
+    }
+
     fn withdraw(&mut self, rank: usize) {
+        self.reduces.remove(&rank);
         for posts in self.sends.values_mut().chain(self.receives.values_mut()) {
             posts.retain(|post| post.owner != rank);
         }
@@ -148,6 +168,11 @@ impl FakeComm {
             own.on_stream.push(is_done.clone());
             self.watched.num_posted.fetch_add(1, Ordering::Release);
             let (posts, pair, address, len_bytes) = match transfer {
+                Bulk::AllReduce { address, len } => {
+                    let post = Post { owner: self.rank, address: address as usize, len_bytes: len * 4, is_done };
+                    world.reduces.entry(self.rank).or_default().push_back(post);
+                    continue;
+                }
                 Bulk::Send { to, address, len_bytes } => {
                     (&mut world.sends, (self.rank, to.index()), address as usize, len_bytes)
                 }
@@ -199,7 +224,9 @@ impl Comm for FakeComm {
 
     fn is_done(&self) -> Result<bool, NcclError> {
         if !self.watched.is_stuck.load(Ordering::Acquire) {
-            self.world().work(&self.watched);
+            let mut world = self.world();
+            world.work(&self.watched);
+            world.reduce();
         }
         let is_aborted = self.is_aborted.load(Ordering::Acquire);
         Ok(is_aborted || self.own().marked.iter().all(|is_done| is_done.load(Ordering::Acquire)))

@@ -7,8 +7,11 @@ use polo_recipe::ids::Rank;
 use polo_recipe::ownership::assign_owners;
 use polo_recipe::slots::{SumPlan, assign, split};
 use polo_worker::{
-    flat::Flat,
-    reduce::{Cuts, ExactReduce, Sums, Traffic, add_assign, chunk_square_norm, hand_out},
+    flat::{
+        Flat,
+        ops::{add_assign, chunk_square_norm},
+    },
+    reduce::{Cuts, ExactReduce, Sums, Traffic, hand_out},
 };
 use proptest::prelude::*;
 

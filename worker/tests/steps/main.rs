@@ -1,6 +1,7 @@
 //! Steps of whole worlds over real sockets, while ranks join and while numbers are wrong: bits that flip on the way, loss
 //! and gradients that are not finite.
 
+mod all_reduce;
 mod arithmetic;
 mod copies;
 mod flips;

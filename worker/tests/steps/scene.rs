@@ -10,7 +10,7 @@ use futures::{
     future::{BoxFuture, FutureExt, LocalBoxFuture, join},
 };
 use polo_recipe::{
-    config::{Copies, Gather, OnNonFinite, Recipe},
+    config::{Copies, Gather, OnNonFinite, Recipe, Reduction},
     ids::{Generation, Rank, Step},
     layout::{ChunkId, Layout},
     plan::{Plan, SourceTokens},
@@ -48,6 +48,7 @@ pub struct Scene {
     pub gather: Gather,
     pub num_steps: u64,
     pub on_non_finite: OnNonFinite,
+    pub reduction: Reduction,
     pub bad: Option<Bad>,
     pub flip: Option<Flip>,
     /// Whether a coordinator drops the generation once all ranks have named somebody with certainty.
@@ -64,6 +65,7 @@ impl Scene {
             gather: Gather::Step,
             num_steps: NUM_STEPS,
             on_non_finite: OnNonFinite::Stop,
+            reduction: Reduction::Exact,
             bad: None,
             flip: None,
             has_coordinator: true,
@@ -100,6 +102,7 @@ impl Scene {
             batch: recipe.batch,
             max_grad_norm: recipe.optimizer.max_grad_norm,
             on_non_finite: self.on_non_finite,
+            reduction: self.reduction,
             copies: self.copies,
             desk: Arc::new(Desk::new(session, effects, messages)),
         }

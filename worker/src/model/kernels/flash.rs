@@ -44,7 +44,7 @@ pub fn attention(qkv: &Tensor, places: &Places, heads: Heads) -> Result<Attended
         polo_flash_attention(queries, keys, values, bounds, longest, heads.scale(), places_of_results.as_ptr())
     };
     if !message.is_null() {
-        return Err(ModelError::Shim(taken(message)));
+        return Err(ModelError::of_libtorch(taken(message)));
     }
     let [out, log_sum_exp, state, unused] = results;
     Ok(Attended { out: out.f_flatten(1, 2)?, log_sum_exp, random_state: Some([state, unused]) })

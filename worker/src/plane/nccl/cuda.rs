@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys as driver;
 use cudarc::nccl::result::get_nccl_version;
-use cudarc::nccl::sys::{self as nccl, ncclComm_t, ncclConfig_t, ncclDataType_t, ncclResult_t, ncclUniqueId};
+use cudarc::nccl::sys::{
+    self as nccl, ncclComm_t, ncclConfig_t, ncclDataType_t, ncclRedOp_t, ncclResult_t, ncclUniqueId,
+};
 use polo_recipe::ids::Rank;
 use tch::{Device, Kind, Tensor};
 
@@ -140,6 +142,10 @@ impl CudaComm {
                 }
                 Bulk::Recv { from, address, len_bytes } => {
                     nccl::ncclRecv(address.cast(), len_bytes, kind, from.0 as c_int, self.comm, stream)
+                }
+                Bulk::AllReduce { address, len } => {
+                    let (kind, sum) = (ncclDataType_t::ncclFloat32, ncclRedOp_t::ncclSum);
+                    nccl::ncclAllReduce(address.cast(), address.cast(), len, kind, sum, self.comm, stream)
                 }
             }));
             results.push(nccl::ncclGroupEnd());

@@ -98,6 +98,13 @@ pub enum Bulk {
         /// Its length.
         len_bytes: usize,
     },
+    /// Sums of all ranks' fp32 to all of them, in place.
+    AllReduce {
+        /// Where they begin.
+        address: *mut f32,
+        /// How many.
+        len: usize,
+    },
 }
 
 /// Memory of the host that the device reaches as well.

@@ -28,6 +28,7 @@ use self::communicator::{Communicator, Progress};
 use self::judge::{Reason, Verdict, judge};
 use self::split::{Split, split};
 use self::staging::Staging;
+use super::all_reduce::by_messages;
 use super::tcp::{Carrying, Message, TcpPlane};
 use super::{AbortHandle, DataPlane, PlaneError, Transfer};
 
@@ -154,25 +155,55 @@ impl NcclPlane {
 
     fn move_bulk(&mut self, bulk: Vec<Transfer<'_>>, peers: &BTreeSet<Rank>) -> Result<(), PlaneError> {
         const WHAT: &str = "exchange messages";
-        let (rank, failed) = (self.tcp.rank(), |rank| move |source| PlaneError::Nccl { rank, what: WHAT, source });
-        let staged = self.staging.stage(&*self.library, bulk).map_err(failed(rank))?;
-        let Some(communicator) = &self.communicator else {
-            return Err(failed(rank)(NcclError::Gone(None)));
-        };
-        // SAFETY: the group is borrowed, and staging kept, until the transfers are done, or else until `stop` returns.
-        let mut begun = Some(unsafe { communicator.enqueue(&staged.bulk) });
+        let rank = self.tcp.rank();
+        let failed = |source| PlaneError::Nccl { rank, what: WHAT, source };
+        let staged = self.staging.stage(&*self.library, bulk).map_err(failed)?;
+        // SAFETY: the group is borrowed, and staging kept, until this returns.
+        unsafe { self.perform(&staged.bulk, peers, WHAT) }?;
+        staged.finish();
+        Ok(())
+    }
+
+    fn all_reduce_blocking(&mut self, values: &mut [f32]) -> Result<(), PlaneError> {
+        const WHAT: &str = "sum gradients";
+        let rank = self.tcp.rank();
+        let peers: BTreeSet<_> = (0..self.tcp.world() as u32).map(Rank).filter(|peer| *peer != rank).collect();
+        if peers.is_empty() || values.is_empty() {
+            return Ok(());
+        }
+        let len_bytes = size_of_val(values);
+        let said = peers.iter().map(|to| Message::HeaderTo { to: *to, len_bytes });
+        let heard = peers.iter().map(|from| Message::HeaderFrom { from: *from, len_bytes });
+        self.tcp.carry(said.chain(heard).collect())?;
+        let failed = |source| PlaneError::Nccl { rank, what: WHAT, source };
+        let address = self.staging.stage_values(&*self.library, values).map_err(failed)?;
+        // SAFETY: the values are borrowed, and staging kept, until this returns.
+        unsafe { self.perform(&[Bulk::AllReduce { address, len: values.len() }], &peers, WHAT) }?;
+        staging::take_back(address, values);
+        Ok(())
+    }
+
+    /// Has NCCL perform a group, and returns when all of `peers` are through with it as well.
+    ///
+    /// # Safety
+    /// As for [`Comm::enqueue`], until this returns: it does so only when the transfers are done or NCCL has let go of the
+    /// memory.
+    unsafe fn perform(&mut self, group: &[Bulk], peers: &BTreeSet<Rank>, what: &'static str) -> Result<(), PlaneError> {
+        let rank = self.tcp.rank();
+        let gone = || PlaneError::Nccl { rank, what, source: NcclError::Gone(None) };
+        let communicator = self.communicator.as_ref().ok_or_else(gone)?;
+        // SAFETY: as promised; `stop` returns when nothing uses the memory any more.
+        let mut begun = Some(unsafe { communicator.enqueue(group) });
         let mut progress = Progress::Enqueued;
         let timeout = self.tcp.timeout();
-        let moved = accompany(&mut self.tcp, peers, WHAT, timeout, || match begun.take() {
+        let performed = accompany(&mut self.tcp, peers, what, timeout, || match begun.take() {
             Some(Status::Failed(error)) => Status::Failed(error),
             _ => communicator.advance(&mut progress),
         });
-        if moved.is_err() {
+        if performed.is_err() {
             communicator.stop();
-        } else {
-            staged.finish();
         }
-        moved
+        performed
     }
 }
 
@@ -192,6 +223,18 @@ impl DataPlane for NcclPlane {
     fn exchange<'a>(&'a mut self, group: &'a mut [Transfer<'_>]) -> BoxFuture<'a, Result<(), PlaneError>> {
         // The thread that calls has nothing else to do, so it may block.
         Box::pin(async move { self.exchange_blocking(group) })
+    }
+
+    /// NCCL's own where all ranks take part; its communicator has all of them.
+    fn all_reduce<'a>(
+        &'a mut self,
+        num_members: usize,
+        values: &'a mut [f32],
+    ) -> BoxFuture<'a, Result<(), PlaneError>> {
+        if num_members < self.world() {
+            return Box::pin(by_messages(self, num_members, values));
+        }
+        Box::pin(async move { self.all_reduce_blocking(values) })
     }
 
     fn abort_handle(&self) -> AbortHandle {

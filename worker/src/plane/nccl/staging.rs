@@ -38,6 +38,17 @@ impl Staging {
         Ok(staged)
     }
 
+    /// Where the device reaches what is in `values`: there, or in a copy here, which [`take_back`] brings back.
+    pub(super) fn stage_values(&mut self, library: &dyn Library, values: &mut [f32]) -> Result<*mut f32, NcclError> {
+        if library.reaches(values.as_ptr().cast()) {
+            return Ok(values.as_mut_ptr());
+        }
+        let place: *mut f32 = self.at_least(library, size_of_val(values))?.cast();
+        // SAFETY: there is room for all, in memory that nothing else names and that is aligned as pages are.
+        unsafe { place.copy_from_nonoverlapping(values.as_ptr(), values.len()) };
+        Ok(place)
+    }
+
     fn at_least(&mut self, library: &dyn Library, len_bytes: usize) -> Result<*mut u8, NcclError> {
         if len_bytes == 0 {
             return Ok(std::ptr::null_mut());
@@ -77,6 +88,14 @@ impl<'a> Staged<'a> {
             // SAFETY: as in `push`; the device has filled it.
             unsafe { bytes.as_mut_ptr().copy_from_nonoverlapping(place, bytes.len()) };
         }
+    }
+}
+
+/// Brings what [`Staging::stage_values`] has put elsewhere to where it belongs. Call it once the device is done with it.
+pub(super) fn take_back(place: *mut f32, values: &mut [f32]) {
+    if place != values.as_mut_ptr() {
+        // SAFETY: as many as were put there; the device has changed them.
+        unsafe { values.as_mut_ptr().copy_from_nonoverlapping(place, values.len()) };
     }
 }
 
