@@ -4,7 +4,7 @@ PARTS := libtorch tokenizer udhr seaweedfs
 # cpu: everything. cuda: polo-worker-cuda, the worker for NVIDIA GPUs; neither rebuilds the other.
 FLAVOUR := cpu
 
-.PHONY: demo test test-gpu soak lint bench bench-elastic bench-control build build-cpu build-cuda setup
+.PHONY: demo test test-gpu bench-gpu gpu-programs soak lint bench bench-elastic bench-control build build-cpu build-cuda setup
 
 demo: build
 	scripts/demo
@@ -14,10 +14,21 @@ test: build
 	python3 -m unittest discover bench
 	cargo test --workspace --no-fail-fast
 
-# What needs an NVIDIA GPU, and nothing else does: the data plane's contract on the real NCCL.
-test-gpu:
-	scripts/setup libtorch libtorch-cuda
-	cargo test -p polo-worker --features cuda --test plane -- --ignored --test-threads 1 processes::over_nccl
+# What needs an NVIDIA GPU.
+GPU_PROGRAMS := target/gpu
+
+test-gpu: gpu-programs
+	bench/gpu test --programs $(GPU_PROGRAMS) --python third_party/python/bin/python
+
+bench-gpu: gpu-programs
+	bench/gpu bench --programs $(GPU_PROGRAMS) --python third_party/python/bin/python
+
+gpu-programs: build-cpu build-cuda
+	scripts/setup python
+	cargo test --workspace --features polo-worker/cuda --test plane --no-run
+	cargo build -p polo-store --features testing --example random_corpus
+	bench/gpu bundle $(GPU_PROGRAMS)
+	ln -sfn "$$(readlink -f third_party/libtorch-cuda/lib)" $(GPU_PROGRAMS)/lib
 
 soak: build
 	POLO_SIM_RUNS=$${POLO_SIM_RUNS:-100000} cargo test -p polo-sim --test simulation every_run -- --nocapture

@@ -12,7 +12,7 @@ use polo_worker::plane::rendezvous::{Membership, Timeouts, form};
 use polo_worker::plane::tcp::TcpPlane;
 use polo_worker::plane::{Lane, Listener, PlaneError, Refusal, Secret};
 
-use crate::worlds::{PATIENCE, abort_handle, listener, membership, on_all};
+use crate::worlds::{PATIENCE, abort_handle, free_address, listener, membership, on_all};
 
 const PATIENT: Timeouts = Timeouts { connect: PATIENCE, form: PATIENCE, exchange: PATIENCE };
 
@@ -112,7 +112,7 @@ fn a_caller_with_another_membership_is_refused() {
 fn waiting_for_peers_that_never_come_ends_with_their_names() {
     let listeners: Vec<_> = (0..4).map(|_| listener("run")).collect();
     let mut membership = membership(3, 1, &listeners);
-    let gone = listener("run").local_addr();
+    let gone = free_address(1);
     membership.peers[0] = gone;
     let timeouts = Timeouts { connect: PATIENCE, form: Duration::from_millis(30), exchange: PATIENCE };
     let error = form(&listeners[1], &membership, &timeouts, &abort_handle()).expect_err("nobody is there");
@@ -127,7 +127,7 @@ fn a_process_that_is_gone_is_not_waited_for_as_long_as_one_that_is_busy() {
     let listeners = [listener("run"), listener("run")];
     let short = Duration::from_millis(30);
     let mut unreachable = membership(1, 1, &listeners);
-    unreachable.peers[0] = listener("run").local_addr();
+    unreachable.peers[0] = free_address(2);
     let timeouts = Timeouts { connect: short, form: PATIENCE, exchange: PATIENCE };
     let error = form(&listeners[1], &unreachable, &timeouts, &abort_handle()).expect_err("nobody is there");
     assert!(error.to_string().contains("refused"), "{error}");
@@ -140,7 +140,7 @@ fn a_process_that_is_gone_is_not_waited_for_as_long_as_one_that_is_busy() {
 
 #[test]
 fn a_peer_that_listens_late_is_called_again() {
-    let free = listener("run").local_addr();
+    let free = free_address(3);
     let caller = listener("run");
     let peers = vec![free, caller.local_addr()];
     let of = |rank| Membership {

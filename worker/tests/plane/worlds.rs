@@ -39,6 +39,13 @@ pub fn listener(run: &str) -> Listener {
     Listener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), run).expect("a free port")
 }
 
+/// An address where nobody listens, and nobody will: no other test or process uses that part of the loopback network.
+/// `test` tells apart those that ask.
+pub fn free_address(test: u8) -> SocketAddr {
+    let host = Ipv4Addr::from(0x7f00_0000 | (std::process::id() << 2 & 0x00ff_fffc) | u32::from(test & 3));
+    Listener::bind(SocketAddr::from((host, 0)), "run").expect("a free port").local_addr()
+}
+
 pub fn membership(generation: u64, rank: u32, listeners: &[Listener]) -> Membership {
     Membership {
         generation: Generation(generation),
