@@ -6,7 +6,10 @@
 
 mod overrides;
 mod resolve;
+mod shares;
 mod validate;
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -177,6 +180,22 @@ pub struct Corpus {
     /// Whether a source that is too small for its share is trained more than once. Default false.
     #[serde(default)]
     pub allow_repeats: bool,
+    /// How often a source may be gone through, all stages together: 2.5 is twice and a half. A run that would take more is
+    /// refused before its first step. Default: 1, or no limit with `allow_repeats`.
+    // Limits only refuse, they change no number, so they are not part of the identity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_epochs: Option<f64>,
+    /// `[corpus.source_max_epochs]`: limits of single sources by name, which go before `max_epochs`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub source_max_epochs: BTreeMap<String, f64>,
+}
+
+impl Corpus {
+    /// How often a source may be gone through; infinity where there is no limit.
+    pub fn max_epochs_of(&self, source: &str) -> f64 {
+        let of_all = self.max_epochs.unwrap_or(if self.allow_repeats { f64::INFINITY } else { 1.0 });
+        self.source_max_epochs.get(source).copied().unwrap_or(of_all)
+    }
 }
 
 /// `[batch]`.
@@ -399,7 +418,8 @@ impl From<Copies> for CopiesText {
     }
 }
 
-/// One of `[[stages]]`. Its length is given by exactly one of `steps` and `tokens`.
+/// One of `[[stages]]`. Its length is given by exactly one of `steps` and `tokens`, what it is mixed from by exactly one of
+/// `sources` and `groups`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Stage {
@@ -411,10 +431,36 @@ pub struct Stage {
     /// Length as a token budget, rounded to the nearest whole step (half a step counts as one).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens: Option<u64>,
+    /// What the stage begins with of AdamW's moments and step count: `carry` has those of the stage before, `reset` zeros.
+    /// Default `carry`.
+    // Left out where it is the default, as in the identity.
+    #[serde(default, skip_serializing_if = "OptimizerState::is_default")]
+    pub optimizer_state: OptimizerState,
     /// `[stages.schedule]`: the learning rate.
     pub schedule: Schedule,
-    /// `[[stages.sources]]`: what the stage is mixed from.
+    /// `[[stages.sources]]`: what the stage is mixed from, each source with its own weight.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<StageSource>,
+    /// `[[stages.groups]]`: what the stage is mixed from, in groups with shares.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<Group>,
+}
+
+/// What a stage begins with of AdamW's moments and step count. Parameters are always carried over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerState {
+    /// Those of the stage before.
+    #[default]
+    Carry,
+    /// Zeros, as at the start of a run.
+    Reset,
+}
+
+impl OptimizerState {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl Stage {
@@ -436,6 +482,23 @@ pub struct StageSource {
     pub name: String,
     /// Its weight in tokens. Only the proportions within the stage count.
     pub weight_tokens: u64,
+}
+
+/// One of `[[stages.groups]]`: sources that share a part of the stage.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Group {
+    /// The group's name, its own within the stage. It is only shown.
+    pub name: String,
+    /// Its share of the stage's tokens, a whole number from 1 to 1,000,000 such as percent. Only the proportions within the
+    /// stage count, so that a half percent is 5 where the others are per mille.
+    pub share: u64,
+    /// Names of its sources in the corpus; each is there once in a stage.
+    pub sources: Vec<String>,
+    /// Weights of the sources within the group, one for each, of which only the proportions count. Default: the group is
+    /// split evenly.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub weights: Vec<u64>,
 }
 
 fn one() -> usize {
@@ -479,8 +542,12 @@ impl Recipe {
             compute_dtype: ComputeDtype,
             batch: &'a Batch,
             optimizer: &'a Optimizer,
-            stages: Vec<(u64, &'a Schedule, &'a [StageSource])>,
+            stages: Vec<(u64, &'a Schedule, Vec<StageSource>)>,
+            /// Stages after the first that reset the optimizer's state, from 0; left out where there are none.
+            #[serde(skip_serializing_if = "Vec::is_empty")]
+            resets: Vec<usize>,
         }
+        let resets = |&index: &usize| self.stages[index].optimizer_state == OptimizerState::Reset;
         let identity = Identity {
             model: &self.model.qwen2,
             init: &self.model.init,
@@ -492,7 +559,8 @@ impl Recipe {
             compute_dtype: self.model.compute_dtype,
             batch: &self.batch,
             optimizer: &self.optimizer,
-            stages: self.stages.iter().map(|s| (s.num_steps(&self.batch), &s.schedule, s.sources.as_slice())).collect(),
+            stages: self.stages.iter().map(|s| (s.num_steps(&self.batch), &s.schedule, s.weighted_sources())).collect(),
+            resets: (1..self.stages.len()).filter(resets).collect(),
         };
         let mut hasher = blake3::Hasher::new();
         // Plain structs of numbers and strings, written into a hasher: neither step can fail.

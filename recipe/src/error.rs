@@ -1,5 +1,7 @@
 //! What can be wrong with a recipe.
 
+use std::fmt;
+
 /// Why a recipe or the plan made of it is refused. Messages name the field and say what would be right.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum RecipeError {
@@ -58,19 +60,52 @@ pub enum RecipeError {
         /// Tokens of one sample, `seq_len + 1`.
         needed: u64,
     },
-    /// A source has fewer samples than the stages ask of it, and repeating is not allowed.
+    /// Sources have fewer samples than the stages ask of them, as often as they may be gone through.
     #[error(
-        "source `{source_name}` has {available} samples, but the stages take {planned}; \
-             lower its weights, add text, or set `corpus.allow_repeats = true`"
+        "the stages take more than the corpus has: {}; lower their shares, add text, or let them repeat: \
+             `corpus.allow_repeats = true`, or a limit above 1 in `corpus.max_epochs`",
+        shortages.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
     )]
-    SourceTooSmall {
-        /// The source's name.
-        source_name: String,
-        /// Samples it has.
-        available: u64,
-        /// Samples that all stages together take.
-        planned: u64,
+    NotEnoughTokens {
+        /// The sources that are short, in the order of their first use.
+        shortages: Vec<Shortage>,
     },
+}
+
+/// A source that is too small for a recipe.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Shortage {
+    /// The source's name.
+    pub source_name: String,
+    /// Samples it has.
+    pub available: u64,
+    /// How often each may be trained.
+    pub max_epochs: f64,
+    /// Samples that all stages together take.
+    pub planned: u64,
+    /// Tokens of a sample.
+    pub seq_len: u64,
+}
+
+impl Shortage {
+    /// Samples that may be trained of the source.
+    pub fn allowed(&self) -> u64 {
+        (self.available as f64 * self.max_epochs) as u64
+    }
+}
+
+impl fmt::Display for Shortage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { source_name, available, max_epochs, planned, seq_len } = self;
+        let missing = planned.saturating_sub(self.allowed());
+        let limit = if *max_epochs == 1.0 { String::new() } else { format!(" for {max_epochs} epochs") };
+        write!(
+            f,
+            "source `{source_name}` has {available} samples{limit}, but the stages take {planned}, \
+             which is {missing} samples ({} tokens) too many",
+            missing * seq_len
+        )
+    }
 }
 
 impl RecipeError {

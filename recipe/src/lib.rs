@@ -20,3 +20,4 @@ pub mod schedule;
 pub mod slots;
 #[cfg(test)]
 mod testing;
+pub mod tokens;

@@ -146,7 +146,7 @@ fn reduced(weights: &[u64], limit: u64) -> Option<Vec<u64>> {
     (sum > 0 && sum <= u128::from(limit)).then_some(units)
 }
 
-fn greatest_common_divisor(a: u64, b: u64) -> u64 {
+pub(crate) fn greatest_common_divisor(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { greatest_common_divisor(b, a % b) }
 }
 

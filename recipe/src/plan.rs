@@ -7,8 +7,8 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Batch, Recipe, Stage};
-use crate::error::RecipeError;
+use crate::config::{Batch, Corpus, OptimizerState, Recipe, Stage};
+use crate::error::{RecipeError, Shortage};
 use crate::ids::{SourceId, Step};
 use crate::mixture::{Assignment, Mixture};
 use crate::order::Permutation;
@@ -107,6 +107,8 @@ struct PlannedStage {
     name: String,
     first_step: u64,
     num_steps: u64,
+    /// Step from which AdamW's moments, zeros then, have been carried.
+    moments_from: u64,
     schedule: Schedule,
     mixture: Mixture,
     /// For each source of the mixture, which it is and how many of its samples earlier stages take.
@@ -128,7 +130,7 @@ impl Plan {
         for stage in &recipe.stages {
             plan.add_stage(stage, corpus, &mut taken)?;
         }
-        plan.check_supply(&taken, recipe.corpus.allow_repeats)?;
+        plan.check_supply(&taken, &recipe.corpus)?;
         Ok(plan)
     }
 
@@ -158,6 +160,14 @@ impl Plan {
     pub fn learning_rate(&self, step: Step) -> f64 {
         let (_, stage) = self.find_stage(step);
         schedule::learning_rate(&stage.schedule, step.0 - stage.first_step, stage.num_steps)
+    }
+
+    /// The number of a step's update, from 1, which AdamW's bias correction needs.
+    ///
+    /// It counts from where the optimizer's state last began: at the start of the run, or of a stage that resets it. Number 1
+    /// is made from moments that are zeros, whatever they were after the step before.
+    pub fn update_number(&self, step: Step) -> u64 {
+        step.0 - self.find_stage(step).1.moments_from + 1
     }
 
     /// The samples of a step at these indices, of `0..samples_per_step`.
@@ -204,6 +214,15 @@ impl Plan {
         self.stages.iter().map(stage_tokens).collect()
     }
 
+    /// Tokens of each source's whole samples, in the order of [`Plan::sources`]: what one epoch of it trains.
+    pub fn epoch_tokens(&self) -> Vec<SourceTokens> {
+        let tokens = |(name, num_windows): (&String, &u64)| SourceTokens {
+            name: name.clone(),
+            num_tokens: num_windows * self.batch.seq_len as u64,
+        };
+        self.sources.iter().zip(&self.num_windows).map(tokens).collect()
+    }
+
     fn find_stage(&self, step: Step) -> (usize, &PlannedStage) {
         assert!(step.0 < self.num_steps(), "step {step} is asked of a plan of {} steps", self.num_steps());
         let index = self.stages.partition_point(|stage| stage.first_step + stage.num_steps <= step.0);
@@ -222,10 +241,9 @@ impl Plan {
     /// Appends a stage; `taken` counts the samples taken of each source so far.
     fn add_stage(&mut self, stage: &Stage, corpus: &[SourceTokens], taken: &mut Vec<u64>) -> Result<(), RecipeError> {
         let num_steps = stage.num_steps(&self.batch);
-        let weights: Vec<u64> = stage.sources.iter().map(|source| source.weight_tokens).collect();
-        let mixture = Mixture::new(&weights, num_steps * self.batch.samples_per_step as u64);
+        let mixture = stage.mixture(&self.batch);
         let mut sources = Vec::new();
-        for (source, &count) in stage.sources.iter().zip(mixture.counts()) {
+        for (source, &count) in stage.weighted_sources().iter().zip(mixture.counts()) {
             let id = self.source_id(&stage.name, &source.name, corpus)?;
             taken.resize(self.sources.len(), 0);
             if count == 0 {
@@ -236,7 +254,11 @@ impl Plan {
         }
         let (name, schedule) = (stage.name.clone(), stage.schedule.clone());
         let first_step = self.num_steps();
-        self.stages.push(PlannedStage { name, first_step, num_steps, schedule, mixture, sources });
+        let moments_from = match (self.stages.last(), stage.optimizer_state) {
+            (Some(before), OptimizerState::Carry) => before.moments_from,
+            _ => first_step,
+        };
+        self.stages.push(PlannedStage { name, first_step, num_steps, moments_from, schedule, mixture, sources });
         Ok(())
     }
 
@@ -261,16 +283,18 @@ impl Plan {
         Ok(SourceId(self.sources.len() as u32 - 1))
     }
 
-    fn check_supply(&mut self, taken: &[u64], allow_repeats: bool) -> Result<(), RecipeError> {
+    fn check_supply(&mut self, taken: &[u64], corpus: &Corpus) -> Result<(), RecipeError> {
+        let mut shortages = Vec::new();
         for ((name, &available), &planned) in self.sources.iter().zip(&self.num_windows).zip(taken) {
-            if planned > available && !allow_repeats {
-                return Err(RecipeError::SourceTooSmall { source_name: name.clone(), available, planned });
-            }
-            if planned > available {
+            let (max_epochs, seq_len) = (corpus.max_epochs_of(name), self.batch.seq_len as u64);
+            let supply = Shortage { source_name: name.clone(), available, max_epochs, planned, seq_len };
+            if planned > supply.allowed() {
+                shortages.push(supply);
+            } else if planned > available {
                 let epochs = planned as f64 / available as f64;
                 self.notes.push(PlanNote::Repeats { source: name.clone(), epochs });
             }
         }
-        Ok(())
+        if shortages.is_empty() { Ok(()) } else { Err(RecipeError::NotEnoughTokens { shortages }) }
     }
 }

@@ -90,7 +90,8 @@ fn a_resolved_recipe_resolves_to_itself() {
         minimal(&[]),
         minimal(&["run.seed=18446744073709551615", "model.init=s3://bucket/hf", "corpus.tokenizer=t.json"]),
         minimal(&["stages.0.schedule.peak_learning_rate=0.1", "stages.0.schedule.floor=0.3"]),
-        minimal(&["model.compute_dtype=bfloat16"]),
+        minimal(&["model.compute_dtype=bfloat16", "corpus.max_epochs=2.5", "corpus.source_max_epochs.zh=4"]),
+        two_stages(GROUPS, &["stages.1.optimizer_state=reset"]),
     ] {
         let again = resolve(&recipe.to_toml(), &[], &[]).expect("a resolved recipe is right");
         assert_eq!(again, recipe);
@@ -136,6 +137,8 @@ fn the_identity_covers_what_decides_the_numbers_and_nothing_else() {
         "model.compute_dtype=float32",
         "corpus.url=elsewhere",
         "corpus.tokenizer=t.json",
+        "corpus.max_epochs=2",
+        "corpus.source_max_epochs.zh=2",
         "checkpoint.keep=1",
         "workers.min_workers=2",
         "stages.0.name=other",
@@ -144,6 +147,77 @@ fn the_identity_covers_what_decides_the_numbers_and_nothing_else() {
     }
     let budget = resolve(&MINIMAL.replace("steps = 5\n", "tokens = 960\n"), &[], &[]).expect("a budget");
     assert_eq!(budget.identity(), identity, "a budget of as many steps");
+}
+
+/// The sources of the minimal recipe, as groups.
+const GROUPS: &str =
+    "groups = [{ name = 'g', share = 3, sources = ['en'] }, { name = 'h', share = 2, sources = ['zh'] }]";
+
+/// The minimal recipe and a second stage that is mixed from `what`.
+fn two_stages(what: &str, sets: &[&str]) -> Recipe {
+    let schedule = "schedule = { kind = 'constant', peak_learning_rate = 1e-3 }";
+    let text = format!("{MINIMAL}[[stages]]\nname = 'two'\nsteps = 5\n{schedule}\n{what}\n");
+    resolve(&text, &[], sets).unwrap_or_else(|error| panic!("{error}"))
+}
+
+#[test]
+fn groups_are_the_same_run_as_their_sources_with_the_same_weights() {
+    let sources = "sources = [{ name = 'en', weight_tokens = 3 }, { name = 'zh', weight_tokens = 2 }]";
+    let (grouped, plain) = (two_stages(GROUPS, &[]), two_stages(sources, &[]));
+    assert_eq!(grouped.stages[1].weighted_sources(), plain.stages[1].sources);
+    assert_eq!(grouped.identity(), plain.identity());
+    for set in ["stages.1.groups.0.name=other", "stages.1.groups.0.weights=[7]", "stages.1.optimizer_state=carry"] {
+        assert_eq!(two_stages(GROUPS, &[set]).identity(), grouped.identity(), "{set}");
+    }
+    for set in ["stages.1.groups.0.share=4", "stages.1.groups.1.sources=['ne']", "stages.1.optimizer_state=reset"] {
+        assert_ne!(two_stages(GROUPS, &[set]).identity(), grouped.identity(), "{set}");
+    }
+    let reset_at_the_start = two_stages(GROUPS, &["stages.0.optimizer_state=reset"]);
+    assert_eq!(reset_at_the_start.identity(), grouped.identity(), "a run starts with zeros anyhow");
+}
+
+#[test]
+fn a_group_is_split_evenly_or_by_weight() {
+    let split = |group: &str| {
+        let groups = format!("groups = [{{ name = 'g', share = 1, sources = ['zh'] }}, {{ name = 'h', {group} }}]");
+        two_stages(&groups, &[]).stages[1].weighted_sources().iter().map(|s| s.weight_tokens).collect::<Vec<_>>()
+    };
+    assert_eq!(split("share = 3, sources = ['a', 'b']"), [2, 3, 3]);
+    assert_eq!(split("share = 3, sources = ['a', 'b'], weights = [20, 10]"), [1, 2, 1]);
+}
+
+#[test]
+fn wrong_groups_are_refused_with_field_and_remedy() {
+    let stage = "stages.0";
+    for (set, mentions) in [
+        ("groups=[]", ["`stages.0`", "has nothing to mix"]),
+        ("groups=[{ name = 'g', share = 1, sources = [] }]", ["`stages.0.groups.0.sources`", "at least one source"]),
+        ("groups=[{ name = 'g', share = 0, sources = ['en'] }]", ["`stages.0.groups.0.share`", "from 1 to 1000000"]),
+        ("groups=[{ name = 'g', share = 0.5, sources = ['en'] }]", ["`stages.0.groups`", "expected a whole number"]),
+        (
+            "groups=[{ name = 'g', share = 1, sources = ['en'], weights = [1, 2] }]",
+            ["0.weights`", "2 weights for 1 sources"],
+        ),
+        ("groups=[{ name = 'g', share = 1, sources = ['en'], weights = [0] }]", ["0.weights`", "at least 1"]),
+        ("groups=[{ name = 'g', share = 1, sources = ['en', 'en'] }]", ["0.groups.0.sources`", "`en` is there twice"]),
+        (
+            "groups=[{ name = 'g', share = 1, sources = ['en'] }, { name = 'g', share = 1, sources = ['zh'] }]",
+            ["0.groups.1.name`", "`g` is there twice"],
+        ),
+        (
+            "groups=[{ name = 'g', share = 1, sources = ['en'] }, { name = 'h', share = 1, sources = ['en'] }]",
+            ["0.groups.1.sources`", "`en` is there twice"],
+        ),
+        ("groups=[{ name = 'g', part = 1, sources = ['en'] }]", ["unknown field `part`", "`share`"]),
+        ("optimizer_state=keep", ["`stages.0.optimizer_state`", "`carry` or `reset`"]),
+    ] {
+        let sources = format!("{stage}.sources=[]");
+        let error = resolve(MINIMAL, &[], &[&sources, &format!("{stage}.{set}")]).expect_err(set).to_string();
+        assert!(mentions.iter().all(|mention| error.contains(mention)), "{set}: {error}");
+    }
+    let both = resolve(&format!("{MINIMAL}[[stages.groups]]\nname = 'g'\nshare = 1\nsources = ['ne']\n"), &[], &[]);
+    let error = both.expect_err("sources and groups").to_string();
+    assert!(error.contains("both `sources` and `groups`"), "{error}");
 }
 
 #[test]
@@ -224,6 +298,9 @@ fn a_wrong_override_is_refused_by_name() {
         ("optimizer.eps=-1", ["`optimizer.eps` (--set", "above 0"]),
         ("optimizer.weight_decay=-1", ["`optimizer.weight_decay` (--set", "at least 0"]),
         ("checkpoint.every_steps=0", ["`checkpoint.every_steps` (--set", "at least 1"]),
+        ("corpus.max_epochs=0", ["`corpus.max_epochs` (--set", "above 0"]),
+        ("corpus.source_max_epochs.ne=2", ["`corpus.source_max_epochs.ne` (--set", "the stages draw from: en, zh"]),
+        ("corpus.source_max_epochs.zh=-1", ["`corpus.source_max_epochs.zh` (--set", "above 0"]),
         ("workers.min_workers=7", ["`workers.min_workers` (--set", "`batch.slots` = 6"]),
         ("batch.samples_per_step=6000000000", ["`batch.samples_per_step` (--set", "at most"]),
     ] {

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use polo_recipe::config::Recipe;
-use polo_recipe::error::RecipeError;
+use polo_recipe::error::{RecipeError, Shortage};
 use polo_recipe::ids::{SourceId, Step};
 use polo_recipe::plan::{Plan, PlanNote, SampleRef, SourceTokens, StageTokens};
 use proptest::prelude::*;
@@ -36,6 +36,10 @@ fn tokens(name: &str, num_tokens: u64) -> SourceTokens {
 
 fn windows(name: &str, num_windows: u64) -> SourceTokens {
     tokens(name, num_windows * SEQ_LEN + 1)
+}
+
+fn shortage(name: &str, available: u64, planned: u64) -> Shortage {
+    Shortage { source_name: name.into(), available, max_epochs: 1.0, planned, seq_len: SEQ_LEN }
 }
 
 fn step_samples(plan: &Plan, step: u64) -> Vec<SampleRef> {
@@ -90,7 +94,7 @@ fn a_source_of_several_stages_goes_on_where_it_stopped() {
     let seen: HashSet<u64> = (0..6).flat_map(|step| step_samples(&plan, step)).map(|sample| sample.window).collect();
     assert_eq!(seen, (0..72).collect());
     let refused = Plan::new(&recipe, &[windows("en", 71)]).expect_err("one window too few");
-    assert_eq!(refused, RecipeError::SourceTooSmall { source_name: "en".into(), available: 71, planned: 72 });
+    assert_eq!(refused, RecipeError::NotEnoughTokens { shortages: vec![shortage("en", 71, 72)] });
 }
 
 #[test]
@@ -130,7 +134,7 @@ fn a_source_that_is_too_small_is_refused_or_repeated_evenly_and_noted() {
     let stages: [(u64, &[(&str, u64)]); 1] = [(5, &[("en", 5), ("ne", 1)])];
     let corpus = [windows("en", 50), windows("ne", 4)];
     let refused = Plan::new(&recipe(&stages, &[]), &corpus).expect_err("10 samples of 4");
-    assert_eq!(refused, RecipeError::SourceTooSmall { source_name: "ne".into(), available: 4, planned: 10 });
+    assert_eq!(refused, RecipeError::NotEnoughTokens { shortages: vec![shortage("ne", 4, 10)] });
 
     let plan = Plan::new(&recipe(&stages, &["corpus.allow_repeats=true"]), &corpus).expect("repeats are allowed");
     assert_eq!(plan.notes(), [PlanNote::Repeats { source: "ne".into(), epochs: 2.5 }]);
@@ -142,6 +146,52 @@ fn a_source_that_is_too_small_is_refused_or_repeated_evenly_and_noted() {
         assert_eq!(*epoch, [0, 1, 2, 3]);
     }
     assert_eq!(by_epoch[2].len(), 2);
+}
+
+#[test]
+fn every_source_that_is_short_over_all_stages_is_named() {
+    let recipe = recipe(&[(1, &[("en", 1), ("ne", 1)]), (1, &[("en", 1), ("zh", 1)])], &[]);
+    let refused = Plan::new(&recipe, &[windows("en", 10), windows("ne", 6), windows("zh", 5)]).expect_err("two short");
+    assert_eq!(refused, RecipeError::NotEnoughTokens { shortages: vec![shortage("en", 10, 12), shortage("zh", 5, 6)] });
+    let words = "source `en` has 10 samples, but the stages take 12, which is 2 samples (32 tokens) too many; \
+                 source `zh` has 5 samples, but the stages take 6, which is 1 samples (16 tokens) too many;";
+    assert!(refused.to_string().contains(words), "{refused}");
+}
+
+#[test]
+fn epochs_are_limited_for_all_sources_and_for_single_ones() {
+    let stages: [(u64, &[(&str, u64)]); 1] = [(5, &[("en", 5), ("ne", 1)])];
+    let corpus = [windows("en", 50), windows("ne", 4)]; // 50 samples of en, 10 of ne
+    for (sets, is_enough) in [
+        (vec!["corpus.max_epochs=2.5"], true),
+        (vec!["corpus.max_epochs=2.25"], false),
+        (vec!["corpus.allow_repeats=true", "corpus.max_epochs=2.25"], false),
+        (vec!["corpus.source_max_epochs.ne=3"], true),
+        (vec!["corpus.max_epochs=9", "corpus.source_max_epochs.ne=1"], false),
+        (vec!["corpus.max_epochs=4", "corpus.source_max_epochs.en=0.5"], false),
+    ] {
+        assert_eq!(Plan::new(&recipe(&stages, &sets), &corpus).is_ok(), is_enough, "{sets:?}");
+    }
+    let refused = Plan::new(&recipe(&stages, &["corpus.max_epochs=2.25"]), &corpus).expect_err("10 of 9").to_string();
+    assert!(refused.contains("4 samples for 2.25 epochs, but the stages take 10, which is 1 samples"), "{refused}");
+    let plan = Plan::new(&recipe(&stages, &["corpus.max_epochs=2.5"]), &corpus).expect("just enough");
+    assert_eq!(plan.notes(), [PlanNote::Repeats { source: "ne".into(), epochs: 2.5 }]);
+    assert_eq!(plan.epoch_tokens(), [tokens("en", 50 * SEQ_LEN), tokens("ne", 4 * SEQ_LEN)]);
+}
+
+#[test]
+fn updates_are_counted_from_where_the_optimizers_state_began() {
+    let stages: [(u64, &[(&str, u64)]); 4] =
+        [(2, &[("en", 1)]), (1, &[("en", 1)]), (2, &[("en", 1)]), (1, &[("en", 1)])];
+    let numbers = |sets: &[&str]| {
+        let plan = Plan::new(&recipe(&stages, sets), &[windows("en", 72)]).expect("enough");
+        (0..6).map(|step| plan.update_number(Step(step))).collect::<Vec<_>>()
+    };
+    assert_eq!(numbers(&[]), [1, 2, 3, 4, 5, 6]);
+    assert_eq!(numbers(&["stages.0.optimizer_state=reset"]), [1, 2, 3, 4, 5, 6]);
+    assert_eq!(numbers(&["stages.2.optimizer_state=reset"]), [1, 2, 3, 1, 2, 3]);
+    let both = ["stages.1.optimizer_state=reset", "stages.2.optimizer_state=reset", "stages.3.optimizer_state=carry"];
+    assert_eq!(numbers(&both), [1, 2, 1, 1, 2, 3]);
 }
 
 #[test]

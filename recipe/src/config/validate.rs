@@ -2,10 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use super::{Batch, Device, Recipe, Reduction, Stage};
+use super::{Batch, Device, Group, Recipe, Reduction, Stage};
 use crate::error::RecipeError;
 use crate::mixture::MAX_SAMPLES;
 use crate::schedule::{Schedule, ScheduleKind};
+
+/// The largest share of a group; with it all weights fit in 64 bits.
+const MAX_SHARE: u64 = 1_000_000;
 
 type Checked = Result<(), RecipeError>;
 
@@ -40,6 +43,21 @@ impl Recipe {
         unique(|i| format!("stages.{i}.name"), self.stages.iter().map(|stage| &stage.name))?;
         for (index, stage) in self.stages.iter().enumerate() {
             validate_stage(stage, &self.batch, &format!("stages.{index}"))?;
+        }
+        self.validate_epochs()
+    }
+
+    fn validate_epochs(&self) -> Checked {
+        let corpus = &self.corpus;
+        corpus.max_epochs.map_or(Ok(()), |limit| positive("corpus.max_epochs", limit))?;
+        let used: BTreeSet<_> = self.stages.iter().flat_map(Stage::weighted_sources).map(|s| s.name).collect();
+        for (source, limit) in &corpus.source_max_epochs {
+            let field = format!("corpus.source_max_epochs.{source}");
+            positive(&field, *limit)?;
+            check(used.contains(source), &field, || {
+                let used: Vec<_> = used.iter().map(String::as_str).collect();
+                format!("no stage draws from `{source}`; the stages draw from: {}", used.join(", "))
+            })?;
         }
         Ok(())
     }
@@ -146,10 +164,33 @@ fn validate_stage(stage: &Stage, batch: &Batch, path: &str) -> Checked {
         format!("makes {num_steps} steps; one stage can have {most_steps} of this size, so split it")
     })?;
     validate_schedule(&stage.schedule, num_steps, &field("schedule"))?;
-    check(!stage.sources.is_empty(), &field("sources"), || "is empty; give at least one [[stages.sources]]".into())?;
+    check(stage.sources.is_empty() != stage.groups.is_empty(), path, || match stage.sources.is_empty() {
+        true => "has nothing to mix; give [[stages.sources]] or [[stages.groups]]".into(),
+        false => "has both `sources` and `groups`; keep one".into(),
+    })?;
     unique(|i| format!("{path}.sources.{i}.name"), stage.sources.iter().map(|source| &source.name))?;
     for (index, source) in stage.sources.iter().enumerate() {
         above_zero(&format!("{path}.sources.{index}.weight_tokens"), source.weight_tokens)?;
+    }
+    validate_groups(&stage.groups, &field("groups"))
+}
+
+fn validate_groups(groups: &[Group], path: &str) -> Checked {
+    unique(|i| format!("{path}.{i}.name"), groups.iter().map(|group| &group.name))?;
+    let names =
+        groups.iter().enumerate().flat_map(|(index, group)| group.sources.iter().map(move |name| (index, name)));
+    unique(|i| format!("{path}.{}.sources", names.clone().nth(i).map_or(0, |n| n.0)), names.clone().map(|n| n.1))?;
+    for (index, group) in groups.iter().enumerate() {
+        let field = |name: &str| format!("{path}.{index}.{name}");
+        let (num_sources, num_weights) = (group.sources.len(), group.weights.len());
+        check((1..=MAX_SHARE).contains(&group.share), &field("share"), || {
+            format!("is {}; it has to be from 1 to {MAX_SHARE}", group.share)
+        })?;
+        check(num_sources > 0, &field("sources"), || "is empty; name at least one source".into())?;
+        check(num_weights == 0 || num_weights == num_sources, &field("weights"), || {
+            format!("has {num_weights} weights for {num_sources} sources; give one for each, or none to split evenly")
+        })?;
+        group.weights.iter().try_for_each(|weight| above_zero(&field("weights"), *weight))?;
     }
     Ok(())
 }
