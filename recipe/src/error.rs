@@ -49,16 +49,19 @@ pub enum RecipeError {
     },
     /// A source is shorter than one sample.
     #[error(
-        "source `{source_name}` has {num_tokens} tokens, but one sample takes {needed}; \
-             add text or lower `batch.seq_len`"
+        "source `{source_name}` has {num_tokens} tokens, but one sample{} takes {needed}; add text or lower `batch.seq_len`{}",
+        if *num_held_out > 0 { format!(" beside the {num_held_out} that are held out") } else { String::new() },
+        if *num_held_out > 0 { " or `validation.samples_per_source`" } else { "" }
     )]
     EmptySource {
         /// The source's name.
         source_name: String,
         /// Tokens it has.
         num_tokens: u64,
-        /// Tokens of one sample, `seq_len + 1`.
+        /// Tokens of one sample, `seq_len + 1`, and of those that are held out.
         needed: u64,
+        /// Samples of it that are held out of training.
+        num_held_out: u64,
     },
     /// Sources have fewer samples than the stages ask of them, as often as they may be gone through.
     #[error(

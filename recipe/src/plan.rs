@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Batch, Corpus, OptimizerState, Recipe, Stage};
+use crate::config::{Batch, Corpus, OptimizerState, Recipe, Stage, Validation};
 use crate::error::{RecipeError, Shortage};
 use crate::ids::{SourceId, Step};
 use crate::mixture::{Assignment, Mixture};
@@ -100,6 +100,17 @@ pub struct Plan {
     num_windows: Vec<u64>,
     stages: Vec<PlannedStage>,
     notes: Vec<PlanNote>,
+    validation: Option<Validation>,
+    validation_sets: Vec<ValidationSet>,
+}
+
+/// Samples that are evaluated and never trained.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ValidationSet {
+    /// The source.
+    pub source: String,
+    /// Its windows.
+    pub windows: Range<u64>,
 }
 
 #[derive(Debug, Clone)]
@@ -125,13 +136,28 @@ impl Plan {
             num_windows: Vec::new(),
             stages: Vec::new(),
             notes: Vec::new(),
+            validation: recipe.validation.clone(),
+            validation_sets: Vec::new(),
         };
         let mut taken = Vec::new();
         for stage in &recipe.stages {
             plan.add_stage(stage, corpus, &mut taken)?;
         }
         plan.check_supply(&taken, &recipe.corpus)?;
+        if let Some(validation) = &recipe.validation {
+            plan.validation_sets = plan.hold_out(validation, corpus)?;
+        }
         Ok(plan)
+    }
+
+    /// What is evaluated of each source, in the order of `validation.sources`; nothing if the recipe has no validation.
+    pub fn validation_sets(&self) -> &[ValidationSet] {
+        &self.validation_sets
+    }
+
+    /// Whether the state after `step` is evaluated.
+    pub fn is_validated(&self, step: Step) -> bool {
+        self.validation.as_ref().is_some_and(|validation| validation.is_due(step, self.num_steps()))
     }
 
     /// Names of the sources that the stages use, in the order of their first use; a [`SourceId`] is an index into it.
@@ -272,15 +298,52 @@ impl Plan {
             source_name: name.to_owned(),
             known: corpus.iter().map(|source| source.name.as_str()).collect::<Vec<_>>().join(", "),
         })?;
-        let seq_len = self.batch.seq_len as u64;
-        let num_windows = source.num_tokens.saturating_sub(1) / seq_len;
+        let num_held_out = self.num_held_out(name);
+        let num_windows = self.windows_of(source).saturating_sub(num_held_out);
         if num_windows == 0 {
-            let (source_name, needed) = (name.to_owned(), seq_len + 1);
-            return Err(RecipeError::EmptySource { source_name, num_tokens: source.num_tokens, needed });
+            let (source_name, needed) = (name.to_owned(), (num_held_out + 1) * self.batch.seq_len as u64 + 1);
+            return Err(RecipeError::EmptySource { source_name, num_tokens: source.num_tokens, needed, num_held_out });
         }
         self.sources.push(name.to_owned());
         self.num_windows.push(num_windows);
         Ok(SourceId(self.sources.len() as u32 - 1))
+    }
+
+    fn windows_of(&self, source: &SourceTokens) -> u64 {
+        source.num_tokens.saturating_sub(1) / self.batch.seq_len as u64
+    }
+
+    /// Windows of a source, its last ones, that are evaluated and not trained.
+    fn num_held_out(&self, source: &str) -> u64 {
+        let is_evaluated = |v: &&Validation| v.sources.is_empty() || v.sources.iter().any(|name| name == source);
+        self.validation.as_ref().filter(is_evaluated).map_or(0, |v| v.samples_per_source)
+    }
+
+    fn hold_out(&self, validation: &Validation, corpus: &[SourceTokens]) -> Result<Vec<ValidationSet>, RecipeError> {
+        let names = if validation.sources.is_empty() { &self.sources } else { &validation.sources };
+        if let Some(stranger) = validation.watch.iter().find(|watched| !names.contains(watched)) {
+            let message = format!("`{stranger}` is not evaluated; what is: {}", names.join(", "));
+            return Err(RecipeError::field("validation.watch", message));
+        }
+        let set = |name: &String| {
+            let known = || corpus.iter().map(|source| source.name.as_str()).collect::<Vec<_>>().join(", ");
+            let source = corpus.iter().find(|source| source.name == *name).ok_or_else(|| {
+                let message = format!("the corpus has no source `{name}`; it has: {}", known());
+                RecipeError::field("validation.sources", message)
+            })?;
+            let num_windows = self.windows_of(source);
+            if num_windows < validation.samples_per_source {
+                let wanted = validation.samples_per_source;
+                let message =
+                    format!("is {wanted}, but source `{name}` has {num_windows} samples; lower it, or add text");
+                return Err(RecipeError::field("validation.samples_per_source", message));
+            }
+            Ok(ValidationSet {
+                source: name.clone(),
+                windows: num_windows - validation.samples_per_source..num_windows,
+            })
+        };
+        names.iter().map(set).collect()
     }
 
     fn check_supply(&mut self, taken: &[u64], corpus: &Corpus) -> Result<(), RecipeError> {

@@ -208,7 +208,10 @@ fn sources_that_are_absent_or_empty_are_refused_by_name() {
     assert_eq!(absent, "stage `s0` draws from source `ne`, which the corpus has not; it has: en, zh");
     for num_tokens in [0, 1, SEQ_LEN] {
         let empty = Plan::new(&recipe, &[windows("en", 50), tokens("ne", num_tokens)]).expect_err("an empty source");
-        assert_eq!(empty, RecipeError::EmptySource { source_name: "ne".into(), num_tokens, needed: SEQ_LEN + 1 });
+        assert_eq!(
+            empty,
+            RecipeError::EmptySource { source_name: "ne".into(), num_tokens, needed: SEQ_LEN + 1, num_held_out: 0 }
+        );
     }
 }
 
@@ -225,4 +228,49 @@ fn a_source_too_light_for_a_sample_is_noted() {
 fn a_step_beyond_the_end_is_no_step() {
     let plan = Plan::new(&recipe(&[(1, &[("en", 1)])], &[]), &[windows("en", 12)]).expect("exactly enough");
     plan.sample(Step(1), 0);
+}
+
+const VALIDATION: [&str; 2] = ["validation.every_steps=2", "validation.samples_per_source=3"];
+
+#[test]
+fn what_is_held_out_is_the_end_of_each_source_and_never_trained() {
+    let sources: &[(&str, u64)] = &[("en", 1), ("zh", 1)];
+    let recipe = recipe(&[(3, sources)], &VALIDATION);
+    let corpus = [windows("en", 21), windows("zh", 21)];
+    let plan = Plan::new(&recipe, &corpus).expect("18 of each are left");
+    let sets: Vec<_> = plan.validation_sets().iter().map(|set| (set.source.as_str(), set.windows.clone())).collect();
+    assert_eq!(sets, [("en", 18..21), ("zh", 18..21)]);
+    let trained: HashSet<_> = (0..3).flat_map(|step| step_samples(&plan, step)).collect();
+    assert_eq!((trained.len(), trained.iter().map(|sample| sample.window).max()), (36, Some(17)));
+    assert_eq!((0..=3).filter(|step| plan.is_validated(Step(*step))).collect::<Vec<_>>(), [0, 2, 3]);
+    let short = Plan::new(&recipe, &[windows("en", 21), windows("zh", 20)]).expect_err("one is missing");
+    assert_eq!(short, RecipeError::NotEnoughTokens { shortages: vec![shortage("zh", 17, 18)] });
+    let nothing_left = Plan::new(&recipe, &[windows("en", 21), windows("zh", 3)]).expect_err("all is held out");
+    assert!(nothing_left.to_string().contains("beside the 3 that are held out"), "{nothing_left}");
+}
+
+#[test]
+fn a_set_that_is_given_takes_nothing_from_training() {
+    let sets =
+        [VALIDATION[0], VALIDATION[1], "validation.sources=[\"en-held-out\"]", "validation.watch=[\"en-held-out\"]"];
+    let given = recipe(&[(1, &[("en", 1)])], &sets);
+    let corpus = [windows("en", 12), windows("en-held-out", 5)];
+    let plan = Plan::new(&given, &corpus).expect("all of en is trained");
+    assert_eq!((plan.sources(), plan.validation_sets()[0].windows.clone()), (&["en".to_string()][..], 2..5));
+    let unknown = Plan::new(&given, &corpus[..1]).expect_err("no such source").to_string();
+    assert!(unknown.contains("`validation.sources`") && unknown.contains("`en-held-out`; it has: en"), "{unknown}");
+    let small = Plan::new(&given, &[windows("en", 12), windows("en-held-out", 2)]).expect_err("too few").to_string();
+    assert!(small.contains("`validation.samples_per_source`") && small.contains("has 2 samples"), "{small}");
+    let stranger = recipe(&[(1, &[("en", 1)])], &[VALIDATION[0], "validation.watch=[\"zh\"]"]);
+    let unwatched = Plan::new(&stranger, &[windows("en", 40)]).expect_err("zh is not evaluated").to_string();
+    assert!(unwatched.contains("`validation.watch`") && unwatched.contains("`zh` is not evaluated"), "{unwatched}");
+}
+
+#[test]
+fn only_a_watched_source_raises_an_alarm_and_only_beyond_its_limit() {
+    let sets = [VALIDATION[0], "validation.watch=[\"en\"]", "validation.max_worsening=0.5"];
+    let validation = recipe(&[(1, &[("en", 1), ("zh", 1)])], &sets).validation.expect("given");
+    let is_worse = |source, loss| validation.is_worse(source, 2.0, loss);
+    assert_eq!([1.0, 3.0, 3.1, f64::NAN].map(|loss| is_worse("en", loss)), [false, false, true, true]);
+    assert!(!is_worse("zh", 9.0));
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Batch, Device, Group, Recipe, Reduction, Stage};
+use super::{Batch, Device, Group, Recipe, Reduction, Stage, Validation};
 use crate::error::RecipeError;
 use crate::mixture::MAX_SAMPLES;
 use crate::schedule::{Schedule, ScheduleKind};
@@ -39,6 +39,7 @@ impl Recipe {
         self.validate_batch()?;
         self.validate_optimizer()?;
         self.validate_operation()?;
+        self.validation.as_ref().map_or(Ok(()), validate_validation)?;
         check(!self.stages.is_empty(), "stages", || "is empty; give at least one [[stages]]".into())?;
         unique(|i| format!("stages.{i}.name"), self.stages.iter().map(|stage| &stage.name))?;
         for (index, stage) in self.stages.iter().enumerate() {
@@ -147,6 +148,19 @@ impl Recipe {
             format!("is {most}; it has to be at least `workers.min_workers` = {least}")
         })
     }
+}
+
+fn validate_validation(validation: &Validation) -> Checked {
+    let Validation { every_steps, samples_per_source, sources, watch, max_worsening, on_worse: _ } = validation;
+    above_zero("validation.every_steps", *every_steps)?;
+    above_zero("validation.samples_per_source", *samples_per_source)?;
+    check(max_worsening.is_finite() && *max_worsening >= 0.0, "validation.max_worsening", || {
+        format!("is {max_worsening}; it has to be at least 0")
+    })?;
+    for (field, names) in [("sources", sources), ("watch", watch)] {
+        unique(|i| format!("validation.{field}.{i}"), names.iter())?;
+    }
+    Ok(())
 }
 
 fn validate_stage(stage: &Stage, batch: &Batch, path: &str) -> Checked {
