@@ -87,6 +87,7 @@ pub fn said(message: v1::SessionRequest) -> Result<Said, WireError> {
             remedy: remedy(m.action()).ok_or(WireError::Empty)?,
             suspects: ranks(m.suspects),
         },
+        Message::Validated(_) => return Err(WireError::Empty),
         Message::Failed(m) => Said::Failed { reason: m.reason, ends_run: m.ends_run },
     })
 }

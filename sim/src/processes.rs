@@ -178,6 +178,7 @@ fn trainer(shared: &Shared, name: &str, desk: Arc<Desk>, network: SimNetwork) ->
         on_non_finite: recipe.optimizer.on_non_finite,
         reduction: recipe.run.reduction,
         copies: recipe.workers.copies,
+        bytes_per_token: Vec::new(),
         desk: desk.clone(),
     };
     Trainer {

@@ -289,6 +289,13 @@ fn trainer(
     let device = flat::device();
     let plan = Arc::new(corpus.manifest().plan(recipe)?);
     let source_numbers = plan.sources().iter().map(|name| corpus.source_number(name)).collect::<Result<_, _>>()?;
+    let validation_numbers = plan.validation_sets().iter().map(|set| corpus.source_number(&set.source));
+    let validation_numbers = validation_numbers.collect::<Result<Vec<_>, _>>()?;
+    let bytes_per_token = validation_numbers.iter().map(|number| {
+        let source = &corpus.manifest().sources[*number];
+        source.num_bytes_text as f64 / source.num_tokens as f64
+    });
+    let bytes_per_token = bytes_per_token.collect();
     let layout = Arc::new(Layout::qwen2(&recipe.model.qwen2));
     let arithmetic = TorchArithmetic {
         model: Model::new(&recipe.model.qwen2, model_options(recipe, &corpus))?,
@@ -299,6 +306,7 @@ fn trainer(
         adamw: adamw(recipe),
         corpus,
         source_numbers,
+        validation_numbers,
         runtime: Handle::current(),
         initial_weights: recipe.model.init.clone(),
         stage: recipe.workers.offload_moments.then(|| Moments::zeros(CHUNK_PARAMS)),
@@ -318,6 +326,7 @@ fn trainer(
         on_non_finite: recipe.optimizer.on_non_finite,
         reduction: recipe.run.reduction,
         copies: recipe.workers.copies,
+        bytes_per_token,
         layout,
         plan,
         desk,

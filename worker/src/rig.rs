@@ -34,6 +34,15 @@ pub struct Work {
     pub slots: Range<usize>,
 }
 
+/// Held-out samples that are evaluated at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldOut {
+    /// Number of the plan's validation set.
+    pub set: usize,
+    /// Windows of its source.
+    pub windows: Range<u64>,
+}
+
 /// What the computation of one slot came to, beside its gradient.
 #[derive(Debug, Clone)]
 pub struct SlotDone {
@@ -103,6 +112,26 @@ pub async fn whole_gradients(
     Ok(())
 }
 
+/// Computes losses by a function from a group and all parameters, for arithmetic that does not go block by block.
+pub async fn whole_losses(
+    groups: &[HeldOut],
+    params: &mut Parameters<'_>,
+    num_blocks: usize,
+    mut loss: impl AsyncFnMut(&HeldOut, &[f32]) -> Result<f64, StepError>,
+) -> Result<Vec<f64>, StepError> {
+    let mut losses = Vec::with_capacity(groups.len());
+    for wave in waves(params.gather(), groups.len()) {
+        let mut all = Vec::new();
+        for block in 0..num_blocks {
+            all.extend_from_slice(&params.block(block).await?);
+        }
+        for group in &groups[wave] {
+            losses.push(loss(group, &all).await?);
+        }
+    }
+    Ok(losses)
+}
+
 /// What of `0..number` goes through all blocks together, and what goes through them one after the other.
 pub fn waves(gather: Gather, number: usize) -> impl Iterator<Item = Range<usize>> {
     let width = match gather {
@@ -140,6 +169,16 @@ pub trait Arithmetic {
         grads: &'a mut dyn Gradients,
         is_cancelled: &'a dyn Fn() -> bool,
     ) -> LocalBoxFuture<'a, Result<Vec<SlotDone>, StepError>>;
+
+    /// The summed losses of the tokens of each group, with the parameters of `step`. It asks `params` for the blocks in order,
+    /// all groups together where blocks are gathered, and gives up as [`Arithmetic::gradients`] does.
+    fn losses<'a>(
+        &'a mut self,
+        step: Step,
+        groups: &'a [HeldOut],
+        params: &'a mut Parameters<'_>,
+        is_cancelled: &'a dyn Fn() -> bool,
+    ) -> LocalBoxFuture<'a, Result<Vec<f64>, StepError>>;
 
     /// Updates a chunk in place.
     fn update(&mut self, update: Update<'_>) -> Result<(), StepError>;

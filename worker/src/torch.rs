@@ -25,7 +25,8 @@ use crate::{
     model::{Model, ModelError, pass::Pass, views::is_tied},
     optimizer::{AdamW, ChunkState},
     params::Params,
-    rig::{Arithmetic, Gradients, SlotDone, Update, Work, waves},
+    plane::PlaneError,
+    rig::{Arithmetic, Gradients, HeldOut, SlotDone, Update, Work, waves},
     room::check_room,
     state::Moments,
     step::{BlockParams, Parameters, StepError},
@@ -55,6 +56,8 @@ pub struct TorchArithmetic {
     pub corpus: Arc<Corpus>,
     /// For each source of the plan its number in the corpus.
     pub source_numbers: Vec<usize>,
+    /// The same for each of its validation sets.
+    pub validation_numbers: Vec<usize>,
     /// Where the loader's IO runs.
     pub runtime: Handle,
     /// Where the first weights come from.
@@ -131,6 +134,16 @@ impl Arithmetic for TorchArithmetic {
         self.compute(step, num_slots, params, grads, is_cancelled).boxed_local()
     }
 
+    fn losses<'a>(
+        &'a mut self,
+        _step: Step,
+        groups: &'a [HeldOut],
+        params: &'a mut Parameters<'_>,
+        is_cancelled: &'a dyn Fn() -> bool,
+    ) -> LocalBoxFuture<'a, Result<Vec<f64>, StepError>> {
+        self.evaluate(groups, params, is_cancelled).boxed_local()
+    }
+
     fn update(&mut self, update: Update<'_>) -> Result<(), StepError> {
         let Update { chunk, step, clip_coefficient, params, moments, grads } = update;
         let adamw = AdamW { learning_rate: self.plan.learning_rate(step), ..self.adamw };
@@ -194,6 +207,57 @@ impl TorchArithmetic {
         Ok(done)
     }
 
+    async fn evaluate(
+        &self,
+        groups: &[HeldOut],
+        params: &mut Parameters<'_>,
+        is_cancelled: &dyn Fn() -> bool,
+    ) -> Result<Vec<f64>, StepError> {
+        let numbers = self.validation_numbers.clone();
+        let window = move |set: usize, window| Window { source: numbers[set], window };
+        let wanted = groups.to_vec().into_iter();
+        let batches = wanted.map(move |HeldOut { set, windows }| windows.map(|w| window(set, w)).collect());
+        let (corpus, seq_len) = (self.corpus.clone(), self.batch.seq_len);
+        let loader = Loader::start(corpus, seq_len, NUM_AHEAD, self.runtime.clone(), batches);
+        let mut loader = loader.map_err(StepError::Loader)?;
+        let mut losses = Vec::with_capacity(groups.len());
+        for wave in waves(params.gather(), groups.len()) {
+            let mut batches = Vec::with_capacity(wave.len());
+            for number in wave {
+                batches.push((number, loader.next_batch().await.ok_or(PlaneError::Aborted)??));
+            }
+            losses.extend(self.one_way(params, &batches, is_cancelled).await?);
+        }
+        Ok(losses)
+    }
+
+    /// Takes numbered batches together from the embedding to the head. Returns their losses.
+    async fn one_way(
+        &self,
+        params: &mut Parameters<'_>,
+        batches: &[(usize, loader::Batch)],
+        is_cancelled: &dyn Fn() -> bool,
+    ) -> Result<Vec<f64>, StepError> {
+        let last = self.layout.blocks.len() - 1;
+        let (passes, embedding) = self.enter(params, batches).await?;
+        let mut passes: Vec<_> = passes.into_iter().map(|(_, pass)| pass.one_way()).collect();
+        for block in 1..last {
+            let of_block = params.block(block).await?;
+            let of_block = view(&of_block);
+            for pass in &mut passes {
+                if is_cancelled() {
+                    return Err(ModelError::Cancelled.into());
+                }
+                pass.layer(block, &of_block)?;
+            }
+        }
+        let of_last = params.block(last).await?;
+        let of_first = embedding.as_deref().unwrap_or_default();
+        let (of_last, of_first) = (view(&of_last), view(of_first));
+        let losses = passes.into_iter().map(|pass| Ok(pass.into_losses(&of_last, &of_first)?.iter().sum()));
+        losses.collect()
+    }
+
     async fn next_micro_batch(&mut self, step: Step, done: &mut SlotDone) -> Result<loader::Batch, StepError> {
         let (started, _waiting) = (Instant::now(), self.trace.wait("waiting for samples"));
         let loader = self.loader.as_mut().ok_or(StepError::NoBatch(step))?;
@@ -242,8 +306,8 @@ impl TorchArithmetic {
         micro_batches: &[(usize, loader::Batch)],
     ) -> Result<(Vec<(usize, Pass<'_>)>, Option<BlockParams<'p>>), StepError> {
         let embedding = params.block(0).await?;
-        let shape = [self.batch.micro_batch as i64, self.batch.seq_len as i64 + 1];
         let pass = |(number, micro_batch): &(usize, loader::Batch)| {
+            let shape = [micro_batch.windows.len() as i64, self.batch.seq_len as i64 + 1];
             let tokens = Tensor::from_slice(&micro_batch.tokens).view(shape);
             Ok((*number, Pass::new(&self.model, &tokens, &view(&embedding))?))
         };

@@ -6,6 +6,7 @@ use polo_proto::v1::{self, session_request::Message};
 use polo_recipe::{
     config::Gather,
     ids::{Generation, Rank, Step},
+    plan::ValidationSet,
 };
 use polo_store::StoreError;
 use tokio::time::Instant;
@@ -19,7 +20,7 @@ use crate::{
     moves::{Givable, MoveError},
     plane::{AbortHandle, DataPlane, Lane, PlaneError, gather::all_gather},
     session::{Event, Order, Role},
-    step::{Background, Bench, Moved, Outcome, StepDone, StepError, Stepper, Trouble, follow, move_chunks},
+    step::{Background, Bench, Moved, Outcome, Setting, StepDone, StepError, Stepper, Trouble, follow, move_chunks},
     trainer::Trainer,
 };
 
@@ -201,14 +202,26 @@ impl Membering<'_> {
             self.move_now().await?;
             self.store_if_due(first).await;
         }
-        if first < last {
-            let setting = self.trainer.setting.clone();
-            let mut stepper = Stepper::new(&setting, self.order, &self.arrival);
-            if self.take_steps(&mut stepper, first, last).await? == Verdict::ChangeOver {
-                return Ok(Left::ForAnother);
-            }
+        let setting = self.trainer.setting.clone();
+        let mut stepper = Stepper::new(&setting, self.order, &self.arrival);
+        self.evaluate_if_due(&stepper, first).await?;
+        if first < last && self.take_steps(&mut stepper, first, last).await? == Verdict::ChangeOver {
+            return Ok(Left::ForAnother);
         }
         self.finish().await
+    }
+
+    /// Evaluates the state, whenever it is there: also where an earlier generation may have done so, and not told.
+    async fn evaluate_if_due(&mut self, stepper: &Stepper<'_>, step: Step) -> Result<(), GenerationError> {
+        if !self.trainer.setting.plan.is_validated(step) {
+            return Ok(());
+        }
+        let Self { trainer, plane, .. } = &mut *self;
+        let losses = stepper.evaluate(&mut bench(trainer, plane), step).await?;
+        let sources = validation_losses(&self.trainer.setting, &losses);
+        let validated = v1::Validated { generation: self.generation().0, step: step.0, sources };
+        self.trainer.desk().send(Message::Validated(validated));
+        Ok(())
     }
 
     /// Moves chunks to their new owners while nothing else is done.
@@ -257,6 +270,9 @@ impl Membering<'_> {
                 self.store(step.next()).await;
             } else {
                 self.store_if_due(step.next()).await;
+            }
+            if done.verdict != Verdict::ChangeOver {
+                self.evaluate_if_due(stepper, step.next()).await?;
             }
             if done.verdict != Verdict::GoOn {
                 return Ok(done.verdict);
@@ -366,6 +382,16 @@ impl Membering<'_> {
         self.show("waiting to leave");
         Ok(Left::ForAnother)
     }
+}
+
+fn validation_losses(setting: &Setting, losses: &[f64]) -> Vec<v1::ValidationLoss> {
+    let loss = |(number, (set, sum)): (usize, (&ValidationSet, &f64))| {
+        let num_tokens = (set.windows.end - set.windows.start) * setting.batch.seq_len as u64;
+        let loss = sum / num_tokens as f64;
+        let bits_per_byte = setting.bytes_per_token.get(number).map(|bytes| loss / std::f64::consts::LN_2 / bytes);
+        v1::ValidationLoss { source: set.source.clone(), loss, num_tokens, bits_per_byte }
+    };
+    setting.plan.validation_sets().iter().zip(losses).enumerate().map(loss).collect()
 }
 
 fn trouble_message(order: &Order, step: Step, trouble: Trouble) -> Message {

@@ -28,6 +28,8 @@ pub struct Pass<'m> {
     /// `[batch * sequence]`
     targets: Tensor,
     places: Places,
+    /// Whether it comes back.
+    returns: bool,
     /// Of each layer that was gone through and not yet back.
     kept: Vec<Kept>,
     /// Output of the block before, `[batch * sequence, hidden]`; on the way back the gradient with respect to it.
@@ -49,8 +51,13 @@ impl<'m> Pass<'m> {
             let places = Places::new(spans, RopeTables::new(sequence, head_dim, theta, device)?)?;
             let (inputs, targets) = (inputs.f_to_device(device)?, targets.f_to_device(device)?);
             let rows = views::embedding(first, &model.layout)?.f_index_select(0, &inputs.f_view(-1)?)?;
-            Ok(Self { model, inputs, targets, places, kept: Vec::new(), x: rows.f_to_kind(model.kind)? })
+            Ok(Self { model, inputs, targets, places, returns: true, kept: Vec::new(), x: rows.f_to_kind(model.kind)? })
         })
+    }
+
+    /// One that ends at the head: nothing is kept for the way back.
+    pub fn one_way(self) -> Self {
+        Self { returns: false, ..self }
     }
 
     fn context(&self) -> Context<'_> {
@@ -62,8 +69,10 @@ impl<'m> Pass<'m> {
         tch::no_grad(|| {
             let views = LayerViews::in_kind(params, self.model.kind, &self.model.layout, block - 1)?;
             let (out, saved) = layer::forward(&self.x, &views, &self.context())?;
-            let saved = (!self.model.options.recompute).then_some(saved);
-            self.kept.push(Kept { input: std::mem::replace(&mut self.x, out), saved });
+            let input = std::mem::replace(&mut self.x, out);
+            if self.returns {
+                self.kept.push(Kept { input, saved: (!self.model.options.recompute).then_some(saved) });
+            }
             Ok(())
         })
     }

@@ -1,6 +1,7 @@
 //! One step of one rank: gradients of its slots, the exact sum over all slots, the decision, the update.
 
 mod all_reduce;
+mod evaluate;
 mod gather;
 mod gradients;
 mod records;
@@ -235,7 +236,9 @@ impl<'a> Stepper<'a> {
         let (mut computed, mut reduced, mut moved) = (Ok((Vec::new(), Duration::ZERO)), Ok(Traffic::default()), None);
         // The side only reads what the main one reads too: parameters, and moments that nobody changes before the update.
         let (givable, returns) = (Givable::of(state), pool.returns());
-        let (gatherer, mut params) = parameters(setting, &self.owners, &self.shape, &state.params);
+        let has_slots = |rank: &Rank| !self.shape.shares[rank.index()].is_empty();
+        let receivers = members(self.num_members).filter(has_slots).collect();
+        let (gatherer, mut params) = parameters(setting, &self.owners, receivers, &state.params);
         let Shape { sums: plan, reduce, .. } = &mut self.shape;
         let owners = reduce.owners().to_vec();
         let all_reduce = (setting.reduction == config::Reduction::Nccl).then_some(AllReduce {
@@ -469,19 +472,17 @@ async fn timed<T>(work: impl Future<Output = T>) -> (T, Duration) {
     (done, started.elapsed())
 }
 
-/// Where a step's parameters come from; and what gathers them, if they are not here.
+/// Where a step's parameters come from; and what gathers them for `receivers`, if they are not here.
 fn parameters<'a>(
     setting: &'a Setting,
     owners: &'a [Vec<Rank>],
-    shape: &Shape,
+    receivers: Vec<Rank>,
     params: &'a Params,
 ) -> (Option<Gatherer<'a>>, Parameters<'a>) {
     if let Params::Whole(all) = params {
         return (None, Parameters::Whole(all.as_slice(), &setting.layout));
     }
-    let has_slots = |rank: &Rank| !shape.shares[rank.index()].is_empty();
-    let computing = members(shape.shares.len()).filter(has_slots).collect();
-    let (gatherer, params) = Gatherer::new(setting, owners, computing, params);
+    let (gatherer, params) = Gatherer::new(setting, owners, receivers, params);
     (Some(gatherer), params)
 }
 

@@ -102,6 +102,8 @@ pub struct Setting {
     pub reduction: Reduction,
     /// How many owners a chunk has.
     pub copies: Copies,
+    /// Of each of the plan's validation sets, bytes of its source's text for each of its tokens, if that is known.
+    pub bytes_per_token: Vec<f64>,
     /// Where phases are shown and boundary records come from.
     pub desk: Arc<Desk>,
     /// Where it is written how long things take.

@@ -11,7 +11,7 @@ use polo_store::StoreError;
 use polo_worker::{
     decision::Tally,
     params::Params,
-    rig::{Arithmetic, Gradients, SlotDone, Update, Work, whole_gradients},
+    rig::{Arithmetic, Gradients, HeldOut, SlotDone, Update, Work, whole_gradients, whole_losses},
     step::{Parameters, StepError},
 };
 
@@ -125,6 +125,20 @@ impl Arithmetic for Fake {
         _: &'a dyn Fn() -> bool,
     ) -> LocalBoxFuture<'a, Result<Vec<SlotDone>, StepError>> {
         self.compute(step, num_slots, params, grads).boxed_local()
+    }
+
+    fn losses<'a>(
+        &'a mut self,
+        _: Step,
+        groups: &'a [HeldOut],
+        params: &'a mut Parameters<'_>,
+        _: &'a dyn Fn() -> bool,
+    ) -> LocalBoxFuture<'a, Result<Vec<f64>, StepError>> {
+        let loss = async |group: &HeldOut, params: &[f32]| {
+            let of_window = |window: u64| f64::from(params[(window as usize * 31) % params.len()]);
+            Ok(group.windows.clone().map(of_window).sum())
+        };
+        async move { whole_losses(groups, params, layout().blocks.len(), loss).await }.boxed_local()
     }
 
     fn update(&mut self, update: Update<'_>) -> Result<(), StepError> {

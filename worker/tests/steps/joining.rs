@@ -19,7 +19,7 @@ use polo_worker::{
 
 use crate::{
     arithmetic::Fake,
-    scene::{NUM_STEPS, Scene, Seen, SideBySide, assert_equal_ends, first_state, layout, undisturbed},
+    scene::{NUM_STEPS, Scene, Seen, SideBySide, assert_equal_ends, evaluate_if_due, first_state, layout, undisturbed},
     worlds::{PATIENCE, on_all, tcp},
 };
 
@@ -92,16 +92,24 @@ async fn member(scene: &Scene, mut plane: Noting, mut state_plane: Noting) -> Se
     let order = scene.order(rank);
     let mut stepper = Stepper::new(&setting, &order, &arrival);
     arithmetic.begin(stepper.work(Step(0))).expect("no loader");
-    let mut done = Vec::new();
+    let (mut done, mut losses) = (Vec::new(), Vec::new());
     for step in (0..NUM_STEPS).map(Step) {
-        let background = (step == Step(0)).then(|| Background { moves: &arrival.moves, plane: &mut state_plane });
         let (plane, state, pool, arithmetic) = (&mut plane, &mut state, &mut pool, &mut arithmetic);
+        let log = plane.log.clone();
         let mut bench = Bench { plane, state, pool, arithmetic, network: &SideBySide };
+        losses.extend(evaluate_if_due(&stepper, &mut bench, step).await.expect("losses"));
+        if step == Step(0) {
+            log.lock().expect("no panic").clear();
+        }
+        let background = (step == Step(0)).then(|| Background { moves: &arrival.moves, plane: &mut state_plane });
         let outcome = stepper.take(&mut bench, step, background, &|trouble| panic!("{trouble:?}")).await;
         let Ok(Outcome::Done(taken)) = outcome else { panic!("rank {rank} did not take step {step}") };
         done.push(taken);
     }
-    Seen { state, done, troubles: Vec::new(), num_tries: NUM_STEPS as usize, error: None }
+    let (plane, pool, network) = (&mut plane, &mut pool, &SideBySide);
+    let mut bench = Bench { plane, state: &mut state, pool, arithmetic: &mut arithmetic, network };
+    losses.extend(evaluate_if_due(&stepper, &mut bench, Step(NUM_STEPS)).await.expect("losses"));
+    Seen { state, done, troubles: Vec::new(), losses, num_tries: NUM_STEPS as usize, error: None }
 }
 
 #[test]

@@ -37,6 +37,9 @@ use crate::{
 
 /// Steps that a scene takes unless something stops it.
 pub const NUM_STEPS: u64 = 4;
+/// Steps from one evaluation to the next; not every world divides the seven samples that are evaluated.
+pub const VALIDATED_EVERY: u64 = 2;
+
 /// Slots of a step: with three ranks their shares differ in length and in the number of their subtrees.
 pub const NUM_SLOTS: usize = 8;
 
@@ -104,6 +107,7 @@ impl Scene {
             on_non_finite: self.on_non_finite,
             reduction: self.reduction,
             copies: self.copies,
+            bytes_per_token: Vec::new(),
             desk: Arc::new(Desk::new(session, effects, messages)),
         }
     }
@@ -117,6 +121,7 @@ impl Scene {
             state: first_state(&setting, self.gather, owned_by(&arrival.owners, plane.rank()), &mut arithmetic).await,
             done: Vec::new(),
             troubles: Vec::new(),
+            losses: Vec::new(),
             num_tries: 0,
             error: None,
         };
@@ -195,11 +200,29 @@ impl Network for SideBySide {
     }
 }
 
+/// Of an evaluated state, by validation set, as bits.
+pub type Losses = (Step, Vec<u64>);
+
+/// What ranks find of held-out samples, if this state is evaluated.
+pub async fn evaluate_if_due(
+    stepper: &Stepper<'_>,
+    bench: &mut Bench<'_>,
+    step: Step,
+) -> Result<Option<Losses>, StepError> {
+    if !step.0.is_multiple_of(VALIDATED_EVERY) {
+        return Ok(None);
+    }
+    let losses = stepper.evaluate(bench, step).await?;
+    Ok(Some((step, losses.into_iter().map(f64::to_bits).collect())))
+}
+
 /// What became of a rank.
 pub struct Seen {
     pub state: TrainState,
     pub done: Vec<StepDone>,
     pub troubles: Vec<(Step, Trouble)>,
+    /// Of held-out samples.
+    pub losses: Vec<Losses>,
     /// Of all its steps.
     pub num_tries: usize,
     /// Why it took no more steps.
@@ -218,6 +241,9 @@ impl Seen {
     ) -> Result<(), StepError> {
         let mut pool = Pool::default();
         arithmetic.begin(stepper.work(Step(0)))?;
+        let state = &mut self.state;
+        let mut bench = Bench { plane, state, pool: &mut pool, arithmetic, network: &SideBySide };
+        self.losses.extend(evaluate_if_due(&stepper, &mut bench, Step(0)).await?);
         for step in (0..num_steps).map(Step) {
             loop {
                 plane.begin_try(step);
@@ -235,6 +261,9 @@ impl Seen {
                 }
                 arithmetic.begin(stepper.work(step))?;
             }
+            let state = &mut self.state;
+            let mut bench = Bench { plane, state, pool: &mut pool, arithmetic, network: &SideBySide };
+            self.losses.extend(evaluate_if_due(&stepper, &mut bench, step.next()).await?);
         }
         Ok(())
     }
@@ -268,6 +297,7 @@ pub fn assert_equal_ends(ranks: &[Seen], undisturbed: &Seen, copies: usize) {
         let params = seen.all_params();
         assert!(params.is_none() || params == undisturbed.all_params(), "rank {rank} has other parameters");
         assert_eq!(seen.state.ledger, undisturbed.state.ledger, "rank {rank}");
+        assert_eq!(seen.losses, undisturbed.losses, "rank {rank} evaluates held-out samples otherwise");
         for chunk in seen.chunks() {
             num_held[chunk.0 as usize] += 1;
             assert!(chunks[chunk.0 as usize] == chunk, "rank {rank} has another chunk {}", chunk.0);
@@ -316,6 +346,9 @@ fn recipe() -> Recipe {
         seq_len = 4
         samples_per_step = {samples_per_step}
         slots = {NUM_SLOTS}
+        [validation]
+        every_steps = {VALIDATED_EVERY}
+        samples_per_source = 7
         [[stages]]
         name = "only"
         steps = {NUM_STEPS}
