@@ -115,7 +115,7 @@ async fn dispatch(command: Command) -> Result<(), CliError> {
             Ok(samples::run(args, recipe).await?)
         }
         Command::Plan(args) => Ok(plan::run(&args)?),
-        Command::Recipe(args) => Ok(recipe::run(args)?),
+        Command::Recipe(args) => Ok(recipe::run(args).await?),
     }
 }
 

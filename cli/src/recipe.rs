@@ -1,10 +1,17 @@
-//! `polo recipe`: what a recipe says once everything is laid over it.
+//! `polo recipe`: what a recipe says once everything is laid over it, and what it trains of each source.
+
+mod tokens;
 
 use std::io::Write;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use polo_store::recipe_file::{self, RecipeFileError};
+use polo_recipe::{config::Recipe, plan::SourceTokens, tokens::TokenTable};
+use polo_store::{
+    Store,
+    corpus::CorpusManifest,
+    recipe_file::{self, RecipeFileError},
+};
 
 /// Arguments of `polo recipe`.
 #[derive(Debug, Args)]
@@ -26,7 +33,11 @@ struct ShowArgs {
     /// Sets a field, such as `batch.slots=4` or `stages.0.steps=60`; may be given several times.
     #[arg(long = "set", value_name = "FIELD=VALUE")]
     sets: Vec<String>,
-    /// Prints JSON instead of TOML.
+    /// Prints, instead of the recipe, what it trains of each source in each stage; and, where its corpus can be read, which
+    /// part of the source that is.
+    #[arg(long)]
+    tokens: bool,
+    /// Prints JSON instead of TOML or text.
     #[arg(long)]
     json: bool,
 }
@@ -45,12 +56,34 @@ pub enum RecipeCommandError {
     Output(#[from] std::io::Error),
 }
 
-/// Runs `polo recipe`: the recipe goes to stdout, its identity to stderr.
-pub fn run(args: RecipeArgs) -> Result<(), RecipeCommandError> {
+/// Runs `polo recipe`: the recipe or its table goes to stdout, its identity to stderr.
+pub async fn run(args: RecipeArgs) -> Result<(), RecipeCommandError> {
     let RecipeCommand::Show(args) = args.command;
     let recipe = recipe_file::load(&args.recipe, &args.sets)?;
-    let text = if args.json { serde_json::to_string_pretty(&recipe)? + "\n" } else { recipe.to_toml() };
+    let text = match (args.tokens, args.json) {
+        (false, false) => recipe.to_toml(),
+        (false, true) => serde_json::to_string_pretty(&recipe)? + "\n",
+        (true, false) => tokens::to_text(&token_table(&recipe).await),
+        (true, true) => serde_json::to_string_pretty(&token_table(&recipe).await)? + "\n",
+    };
     std::io::stdout().lock().write_all(text.as_bytes())?;
     eprintln!("identity {}", recipe.identity());
     Ok(())
+}
+
+async fn token_table(recipe: &Recipe) -> TokenTable {
+    match available_tokens(&recipe.corpus.url).await {
+        Ok(corpus) => TokenTable::new(recipe, Some(&corpus)),
+        Err(reason) => {
+            eprintln!("available tokens are unknown: {reason}");
+            TokenTable::new(recipe, None)
+        }
+    }
+}
+
+async fn available_tokens(corpus_url: &str) -> Result<Vec<SourceTokens>, String> {
+    let store = Store::open(corpus_url).map_err(|error| error.to_string())?;
+    let manifest = CorpusManifest::load(&store).await.map_err(|error| error.to_string())?;
+    let tokens = manifest.sources.into_iter().map(|s| SourceTokens { name: s.name, num_tokens: s.num_tokens });
+    Ok(tokens.collect())
 }

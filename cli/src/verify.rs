@@ -88,6 +88,9 @@ struct Tokens {
     source: String,
     num_trained_tokens: u64,
     num_planned_tokens: Option<u64>,
+    /// How often the source has been gone through in this stage, and will be.
+    trained_epochs: Option<f64>,
+    planned_epochs: Option<f64>,
 }
 
 async fn examine(store: &Store, identity: &str, planned: Option<&Planned>, depth: Depth) -> Result<Report, StoreError> {
@@ -137,14 +140,22 @@ fn tokens(newest: Option<&Manifest>, planned: Option<&Planned>) -> Vec<Tokens> {
             source: t.source,
             num_trained_tokens: t.num_tokens,
             num_planned_tokens: None,
+            trained_epochs: None,
+            planned_epochs: None,
         };
         return trained.into_iter().map(row).collect();
     };
+    let of_an_epoch = planned.plan.epoch_tokens();
     let row = |plan: checkpoint::Trained| {
         let same = trained.iter().find(|t| t.stage == plan.stage && t.source == plan.source);
+        let num_trained_tokens = same.map_or(0, |t| t.num_tokens);
+        let epoch = of_an_epoch.iter().find(|epoch| epoch.name == plan.source);
+        let epochs = |num_tokens: u64| epoch.map(|epoch| num_tokens as f64 / epoch.num_tokens as f64);
         Tokens {
-            num_trained_tokens: same.map_or(0, |t| t.num_tokens),
+            num_trained_tokens,
             num_planned_tokens: Some(plan.num_tokens),
+            trained_epochs: epochs(num_trained_tokens),
+            planned_epochs: epochs(plan.num_tokens),
             stage: plan.stage,
             source: plan.source,
         }
@@ -169,11 +180,17 @@ impl Report {
             self.tokens.iter().map(|t| of(t).chars().count()).chain([header.len()]).max().unwrap_or_default()
         };
         let (stage, source) = (width("stage", |t| &t.stage), width("source", |t| &t.source));
-        let mut text = format!("\n{:<stage$}  {:<source$}  {:>16}  {:>16}\n", "stage", "source", "trained", "planned");
+        let mut text = "\n".to_owned();
+        let mut write = |stage_name: &str, name: &str, columns: [String; 3]| {
+            let [trained, planned, epochs] = columns;
+            let _ = writeln!(text, "{stage_name:<stage$}  {name:<source$}  {trained:>16}  {planned:>16}  {epochs:>16}");
+        };
+        write("stage", "source", ["trained", "planned", "epochs"].map(str::to_owned));
         for t in &self.tokens {
             let planned = t.num_planned_tokens.map_or("unknown".to_owned(), |n| n.to_string());
-            let (trained, name) = (t.num_trained_tokens, &t.source);
-            let _ = writeln!(text, "{:<stage$}  {name:<source$}  {trained:>16}  {planned:>16}", t.stage);
+            let epochs = t.trained_epochs.zip(t.planned_epochs);
+            let epochs = epochs.map_or("unknown".to_owned(), |(t, p)| format!("{t:.2} of {p:.2}"));
+            write(&t.stage, &t.source, [t.num_trained_tokens.to_string(), planned, epochs]);
         }
         text
     }
@@ -206,6 +223,13 @@ mod tests {
             [(32, Some(48)), (32, Some(48))],
             "4 of 6 steps of 2 samples of 8 tokens, two equal sources"
         );
+        // 1000 tokens are 124 samples of 8 and one token, which 4 of 6 samples are taken of.
+        assert_eq!(
+            report.tokens[1].trained_epochs.zip(report.tokens[1].planned_epochs),
+            Some((4.0 / 124.0, 6.0 / 124.0))
+        );
+        let text = report.to_text();
+        assert!(text.contains("main   a                     32                48      0.03 of 0.05"), "{text}");
 
         let newest = checkpoint::read_manifest(&store, 4).await.expect("read");
         let chunk = format!("chunks/{}", newest.chunks[0].digest);
