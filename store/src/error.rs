@@ -72,7 +72,11 @@ pub enum StoreError {
         detail: String,
     },
     /// The store answered that it will not do this, for a reason that has no name here.
-    #[error("cannot {action} {url}: the store refused ({detail}); check the address and {}", endpoint(url))]
+    #[error(
+        "cannot {action} {url}: the store refused ({detail}); check the address, {} and {}",
+        endpoint(url),
+        credentials(url)
+    )]
     Refused {
         /// Full address of the object.
         url: String,

@@ -51,7 +51,7 @@ async fn s3_lives_through_faults() {
     lives_through(&store("too-many"), &proxy, "POST ", Fault::Answer(429, "TooManyRequests"), 2).await;
     lives_through(&store("reset"), &proxy, "POST ", Fault::Reset, 2).await;
     lives_through(&store("lost"), &proxy, "POST ", Fault::LoseAnswer, 2).await;
-    lives_through(&store("truncated"), &proxy, "POST ", Fault::Truncate, 2).await;
+    lives_through(&store("truncated"), &proxy, "POST ", Fault::Truncate, 1).await;
     knows_its_own_object_from_anothers(&store("ambiguous"), &server.store("ambiguous").expect("open"), &proxy).await;
     resumes_a_truncated_read(&store("resumed"), &proxy).await;
     sends_parts_until_all_are_there(&store("parts"), &proxy).await;
@@ -66,7 +66,7 @@ async fn azure_lives_through_faults() {
     lives_through(&store("throttled"), &proxy, "POST ", Fault::Answer(503, "ServerBusy"), 2).await;
     lives_through(&store("reset"), &proxy, "POST ", Fault::Reset, 2).await;
     lives_through(&store("lost"), &proxy, "POST ", Fault::LoseAnswer, 2).await;
-    lives_through(&store("truncated"), &proxy, "POST ", Fault::Truncate, 2).await;
+    lives_through(&store("truncated"), &proxy, "POST ", Fault::Truncate, 1).await;
     knows_its_own_object_from_anothers(&store("ambiguous"), &server.store("ambiguous").expect("open"), &proxy).await;
     resumes_a_truncated_read(&store("resumed"), &proxy).await;
 }

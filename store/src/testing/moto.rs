@@ -63,13 +63,13 @@ impl TranslatedGcs {
     /// A store under `prefix` of this server's bucket.
     pub fn store(&self, prefix: &str) -> Result<Store, StoreError> {
         let endpoint = format!("http://127.0.0.1:{}", self.relay.port());
-        let settings = pairs([("GOOGLE_BASE_URL", &endpoint), ("GOOGLE_SKIP_SIGNATURE", "true")]);
+        let settings = pairs([("GOOGLE_BASE_URL", &endpoint), ("GOOGLE_BEARER_TOKEN", "any")]);
         Store::open_with(&format!("gs://{}/{prefix}", self.moto.bucket()), &settings)
     }
 }
 
 fn to_amazons(head: &str) -> String {
-    let signature = "authorization: AWS4-HMAC-SHA256 Credential=ak/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0";
-    let head = head.replace("x-goog-if-generation-match: 0", "if-none-match: *");
-    format!("{}\r\n{signature}\r\n", head.trim_end())
+    let signature =
+        "AWS4-HMAC-SHA256 Credential=ak/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0";
+    head.replace("x-goog-if-generation-match: 0", "if-none-match: *").replace("Bearer any", signature)
 }
