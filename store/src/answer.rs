@@ -42,6 +42,8 @@ impl Answer {
             (Some(code), None) => code.clone(),
             (None, _) => text.strip_prefix(STATUS).unwrap_or(text).chars().take(MAX_WORDS_CHARS).collect(),
         };
+        // Azure adds lines of its own to each message.
+        let words = words.split_once("RequestId:").map_or(words.as_str(), |(message, _)| message);
         let words = words.split_whitespace().collect::<Vec<_>>().join(" ");
         Self { status, code, words: words.trim_end_matches(['.', ':']).to_owned() }
     }
@@ -94,6 +96,8 @@ mod tests {
         assert_eq!(answer.status, Some(400));
         assert!(answer.is_one_of(&["ExpiredToken"]) && !answer.is_one_of(&["NoSuchBucket"]));
         assert_eq!(answer.words, "ExpiredToken: The provided token has expired");
+        let azure = "<Code>ServerBusy</Code><Message>The server is busy.\nRequestId:1f2e\nTime:2026-01-01</Message>";
+        assert_eq!(Answer::parse(azure).words, "ServerBusy: The server is busy");
     }
 
     #[test]

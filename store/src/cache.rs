@@ -150,12 +150,9 @@ impl Cache {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => file.map_err(disk_error(&path))?,
         };
+        let contents = file.try_clone().map_err(disk_error(&path))?;
         let Some(cached) = hold(path.clone(), file).await? else { return Ok(None) };
-        let found = blocking(&path, {
-            let path = path.clone();
-            move || digest_of(&path)
-        })
-        .await?;
+        let found = blocking(&path, move || digest_of(contents)).await?;
         if found == digest {
             return Ok(Some(cached));
         }
@@ -285,9 +282,9 @@ async fn blocking<T: Send + 'static>(
     done.map_err(io::Error::other).flatten().map_err(disk_error(place))
 }
 
-fn digest_of(path: &Path) -> io::Result<Digest> {
+fn digest_of(mut file: File) -> io::Result<Digest> {
     let mut hasher = blake3::Hasher::new();
-    io::copy(&mut File::open(path)?, &mut hasher)?;
+    io::copy(&mut file, &mut hasher)?;
     Ok(Digest::from(hasher.finalize()))
 }
 
