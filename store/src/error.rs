@@ -86,7 +86,7 @@ pub enum StoreError {
         detail: String,
     },
     /// The store did not answer, or answered with errors only, for as long as we tried.
-    #[error("cannot {action} {url}: gave up after {:.1} s ({detail}); check that the store is up and can be reached from here, {} and {}", elapsed.as_secs_f64(), endpoint(url), credentials(url))]
+    #[error("cannot {action} {url}: gave up after {:.1} s ({detail}); check that the store is up and can be reached, then {}, then {}", elapsed.as_secs_f64(), endpoint(url), credentials(url))]
     Unreachable {
         /// Full address of the object.
         url: String,
@@ -177,6 +177,7 @@ impl StoreError {
                 | Self::Denied { .. }
                 | Self::Expired { .. }
                 | Self::WrongRegion { .. }
+                | Self::Refused { .. }
         )
     }
 

@@ -64,6 +64,11 @@ impl Cloud {
         options: &[Setting],
     ) -> Result<Clients> {
         let environment = self.relevant(environment);
+        if self == Self::Amazon && names_unread_profile(&environment) {
+            tracing::warn!(
+                "AWS_PROFILE is not read; eval \"$(aws configure export-credentials --format env)\" puts its keys into the environment"
+            );
+        }
         match self {
             Self::Amazon => clients(configured::<AmazonS3Builder>(bucket, &environment, options)?),
             Self::Google => clients(configured::<GoogleCloudStorageBuilder>(bucket, &environment, options)?),
@@ -96,6 +101,13 @@ fn emulator(host: &str) -> Vec<Setting> {
     vec![("GOOGLE_BASE_URL".into(), url), ("GOOGLE_BEARER_TOKEN".into(), "emulator".into())]
 }
 
+/// Whether the only credentials that are named are those of a profile, which the library does not read.
+fn names_unread_profile(environment: &[Setting]) -> bool {
+    let is_set = |prefix: &str| environment.iter().any(|(name, _)| name.starts_with(prefix));
+    let read = ["AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_"];
+    is_set("AWS_PROFILE") && !read.into_iter().any(is_set)
+}
+
 /// What the library's three builders have in common.
 trait Builder: Default + Clone {
     type Key: FromStr<Err = Error>;
@@ -104,13 +116,14 @@ trait Builder: Default + Clone {
     fn client_options(self, options: ClientOptions) -> Self;
     fn set(self, key: Self::Key, value: &str) -> Self;
     fn allow_http(self) -> Self;
-    fn endpoint(&self) -> Option<String>;
+    /// Addresses of the server, where any are set.
+    fn endpoints(&self) -> Vec<String>;
     fn retry(self, retries: RetryConfig) -> Self;
     fn build(self) -> Result<Self::Client>;
 }
 
 macro_rules! builder {
-    ($builder:ty, $client:ty, $key:ident, $bucket:ident, $endpoint:ident) => {
+    ($builder:ty, $client:ty, $key:ident, $bucket:ident, [$($endpoint:ident),*]) => {
         impl Builder for $builder {
             type Key = $key;
             type Client = $client;
@@ -131,8 +144,8 @@ macro_rules! builder {
                 self.with_config($key::Client(ClientConfigKey::AllowHttp), "true")
             }
 
-            fn endpoint(&self) -> Option<String> {
-                self.get_config_value(&$key::$endpoint)
+            fn endpoints(&self) -> Vec<String> {
+                [$(self.get_config_value(&$key::$endpoint)),*].into_iter().flatten().collect()
             }
 
             fn retry(self, retries: RetryConfig) -> Self {
@@ -146,9 +159,15 @@ macro_rules! builder {
     };
 }
 
-builder!(AmazonS3Builder, object_store::aws::AmazonS3, AmazonS3ConfigKey, with_bucket_name, Endpoint);
-builder!(GoogleCloudStorageBuilder, object_store::gcp::GoogleCloudStorage, GoogleConfigKey, with_bucket_name, BaseUrl);
-builder!(MicrosoftAzureBuilder, object_store::azure::MicrosoftAzure, AzureConfigKey, with_container_name, Endpoint);
+builder!(AmazonS3Builder, object_store::aws::AmazonS3, AmazonS3ConfigKey, with_bucket_name, [Endpoint, S3Endpoint]);
+builder!(
+    GoogleCloudStorageBuilder,
+    object_store::gcp::GoogleCloudStorage,
+    GoogleConfigKey,
+    with_bucket_name,
+    [BaseUrl]
+);
+builder!(MicrosoftAzureBuilder, object_store::azure::MicrosoftAzure, AzureConfigKey, with_container_name, [Endpoint]);
 
 /// Names of the environment that the library does not know are other programs'; unknown options are mistakes.
 fn configured<B: Builder>(bucket: &str, environment: &[Setting], options: &[Setting]) -> Result<B> {
@@ -163,7 +182,7 @@ fn configured<B: Builder>(bucket: &str, environment: &[Setting], options: &[Sett
         builder = builder.set(name.to_ascii_lowercase().parse()?, value);
     }
     // Whoever writes http:// means it.
-    if builder.endpoint().is_some_and(|url| url.starts_with("http://")) {
+    if builder.endpoints().iter().any(|url| url.starts_with("http://")) {
         builder = builder.allow_http();
     }
     Ok(builder.of_bucket(bucket))
@@ -227,19 +246,29 @@ mod tests {
     }
 
     #[test]
+    fn a_profile_alone_is_spoken_of() {
+        let profile = ("AWS_PROFILE", "research");
+        assert!(names_unread_profile(&settings(&[profile, ("AWS_REGION", "eu-north-1")])));
+        assert!(!names_unread_profile(&settings(&[profile, ("AWS_ACCESS_KEY_ID", "k")])));
+        assert!(!names_unread_profile(&settings(&[("AWS_REGION", "eu-north-1")])));
+    }
+
+    #[test]
     fn an_emulator_of_google_needs_no_account() {
         let environment = Cloud::Google.relevant(settings(&[(EMULATOR_HOST, "localhost:4443")]).into_iter());
         let built: GoogleCloudStorageBuilder = configured("b", &environment, &[]).expect("understood");
-        assert_eq!(built.endpoint().as_deref(), Some("http://localhost:4443"));
+        assert_eq!(built.endpoints(), ["http://localhost:4443"]);
         assert_eq!(built.get_config_value(&GoogleConfigKey::BearerToken).as_deref(), Some("emulator"));
     }
 
     #[test]
     fn plain_http_is_allowed_where_the_endpoint_asks_for_it() {
-        let allowed = |endpoint| {
-            let built = amazon(&[("AWS_ENDPOINT_URL", endpoint)], &[]).expect("understood");
+        let allowed = |name, endpoint| {
+            let built = amazon(&[(name, endpoint)], &[]).expect("understood");
             built.get_config_value(&AmazonS3ConfigKey::Client(ClientConfigKey::AllowHttp)).as_deref() == Some("true")
         };
-        assert!(allowed("http://10.0.0.1:9000") && !allowed("https://s3.example.org"));
+        assert!(allowed("AWS_ENDPOINT_URL", "http://10.0.0.1:9000"));
+        assert!(allowed("AWS_ENDPOINT_URL_S3", "http://10.0.0.1:9000"));
+        assert!(!allowed("AWS_ENDPOINT_URL", "https://s3.example.org"));
     }
 }
