@@ -20,7 +20,7 @@ pub struct Args {
     /// Step of the checkpoint; the newest good one when not given
     #[arg(long)]
     pub step: Option<u64>,
-    /// Empty folder to write: a path, s3://bucket/prefix or file:///path
+    /// Empty folder to write: a path, s3://bucket/prefix, gs://, az:// or file:///path
     #[arg(long, value_name = "URL")]
     pub to: String,
     /// Element type of the weights: f32 (as trained), bf16 or f16

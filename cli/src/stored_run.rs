@@ -13,7 +13,7 @@ use polo_store::{Digest, Store, StoreError, run};
 pub struct RunArgs {
     /// Recipe of the run
     pub recipe: Option<std::path::PathBuf>,
-    /// Store of the run: a path, s3://bucket/prefix or file:///path
+    /// Store of the run: a path, s3://bucket/prefix, gs://, az:// or file:///path
     #[arg(long, value_name = "URL")]
     pub store: Option<String>,
 }

@@ -1,7 +1,7 @@
-//! What every store must do, run on memory, a folder and a real S3 server.
+//! What every store must do, run on memory, a folder and real servers.
 
 use bytes::Bytes;
-use polo_store::testing::{Rclone, SeaweedFs, settings};
+use polo_store::testing::{Azurite, Moto, Rclone, SeaweedFs, TranslatedGcs, settings};
 use polo_store::{Dishonesty, Store, StoreError};
 
 fn bytes(text: &str) -> Bytes {
@@ -10,6 +10,7 @@ fn bytes(text: &str) -> Bytes {
 
 async fn keeps_the_contract(store: &Store) {
     reads_back_what_was_written(store).await;
+    reads_many_ranges(store).await;
     names_missing_objects(store).await;
     lists_in_order(store).await;
     creates_once(store).await;
@@ -29,6 +30,20 @@ async fn reads_back_what_was_written(store: &Store) {
     assert_eq!(store.child("a").get("data").await.expect("get through a child"), "new");
     store.put("empty", Bytes::new()).await.expect("put nothing");
     assert_eq!(store.get("empty").await.expect("get nothing"), "");
+}
+
+async fn reads_many_ranges(store: &Store) {
+    let object: Bytes = (0..3u32 << 20).map(|i| (i * 7 / 64) as u8).collect();
+    store.put("ranges", object.clone()).await.expect("put");
+    let far = 3 << 20;
+    let ranges = [far - 10..far, 5..9, 0..1, 7..7, 8..2000, far / 2..far / 2 + 3];
+    let pieces = store.get_ranges("ranges", &ranges).await.expect("ranges");
+    for (range, piece) in ranges.iter().zip(pieces) {
+        assert!(piece == object[range.start as usize..range.end as usize], "the bytes {range:?} came back changed");
+    }
+    assert_eq!(store.get_ranges("ranges", &[]).await.expect("no ranges"), Vec::<Bytes>::new());
+    let past_the_end = store.get_ranges("ranges", &[0..4, far - 1..far + 1]).await.expect_err("too far").to_string();
+    assert!(past_the_end.contains("/ranges"), "{past_the_end}");
 }
 
 async fn names_missing_objects(store: &Store) {
@@ -106,8 +121,28 @@ async fn a_folder_keeps_the_contract() {
 async fn s3_keeps_the_contract() {
     let server = SeaweedFs::start(&SeaweedFs::default_binary(), "polo").await.expect("seaweedfs");
     keeps_the_contract(&server.store("runs/one").expect("open")).await;
-    names_a_missing_bucket(&server).await;
+    names_a_missing_bucket("s3", &server.settings()).await;
     says_when_access_is_denied(&server).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_s3_keeps_the_contract() {
+    let server = Moto::start(&Moto::default_python(), "polo").await.expect("moto");
+    keeps_the_contract(&server.store("runs/one").expect("open")).await;
+    names_a_missing_bucket("s3", &server.settings()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gcs_keeps_the_contract() {
+    let server = TranslatedGcs::start(&Moto::default_python(), "polo").await.expect("moto and its relay");
+    keeps_the_contract(&server.store("runs/one").expect("open")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn azure_keeps_the_contract() {
+    let server = Azurite::start(&Azurite::default_binary(), "polo").await.expect("azurite");
+    keeps_the_contract(&server.store("runs/one").expect("open")).await;
+    names_a_missing_bucket("az", &server.settings()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -127,14 +162,15 @@ async fn says_when_access_is_denied(server: &SeaweedFs) {
     assert!(error.to_string().contains("s3://polo/runs/k") && !error.to_string().contains("wrong"), "{error}");
 }
 
-async fn names_a_missing_bucket(server: &SeaweedFs) {
-    let store = Store::open_with("s3://absent/x", &server.settings()).expect("open");
+async fn names_a_missing_bucket(scheme: &str, settings: &[(String, String)]) {
+    let url = format!("{scheme}://absent/x");
+    let store = Store::open_with(&url, settings).expect("open");
     let answers =
         [store.get("k").await.map(drop), store.list("").await.map(drop), store.put("k", bytes("v")).await.map(drop)];
     for answer in answers {
         let error = answer.expect_err("the bucket is missing");
         assert!(matches!(error, StoreError::MissingBucket { .. }), "{error:?}");
-        assert!(error.to_string().contains("s3://absent/x"), "{error}");
+        assert!(error.to_string().contains(&url), "{error}");
     }
 }
 

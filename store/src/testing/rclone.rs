@@ -4,7 +4,9 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::server::{Server, free_ports};
+use super::server::{Kind, S3, Server, free_ports, third_party};
+
+const KIND: Kind = Kind { part: "rclone", ..S3 };
 
 /// A running `rclone serve s3` with one bucket. Killed, and its data removed, on drop.
 #[derive(Debug)]
@@ -13,16 +15,16 @@ pub struct Rclone(Server);
 impl Rclone {
     /// The server's binary where `scripts/setup rclone` puts it.
     pub fn default_binary() -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../third_party/rclone/rclone")
+        third_party("rclone/rclone")
     }
 
-    /// Starts `binary` with one bucket and waits until it answers, for 30 s at most.
+    /// Starts `binary` with one bucket and waits until it answers, for 60 s at most.
     pub async fn start(binary: &Path, bucket: &str) -> std::io::Result<Self> {
         let folder = tempfile::tempdir()?;
         std::fs::create_dir(folder.path().join(bucket))?;
         let port = free_ports(1)?[0];
         let command = command(binary, folder.path(), port);
-        Ok(Self(Server::start("rclone", command, folder, port, bucket).await?))
+        Ok(Self(Server::start(KIND, command, folder, port, bucket).await?))
     }
 }
 

@@ -4,7 +4,7 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::server::{Server, free_ports, settings};
+use super::server::{Kind, S3, Server, free_ports, settings, third_party};
 
 /// Flags of `weed mini` that set a port; the gRPC ones must be given too, or they are guessed from the others.
 const PORT_FLAGS: [&str; 10] = [
@@ -20,6 +20,8 @@ const PORT_FLAGS: [&str; 10] = [
     "admin.port.grpc",
 ];
 
+const KIND: Kind = Kind { part: "seaweedfs", ..S3 };
+
 /// A running SeaweedFS with one bucket. Killed, and its data removed, on drop.
 #[derive(Debug)]
 pub struct SeaweedFs(Server);
@@ -27,15 +29,15 @@ pub struct SeaweedFs(Server);
 impl SeaweedFs {
     /// The server's binary where `scripts/setup seaweedfs` puts it.
     pub fn default_binary() -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../third_party/seaweedfs/weed")
+        third_party("seaweedfs/weed")
     }
 
-    /// Starts `binary` with one bucket and waits until it answers, for 30 s at most.
+    /// Starts `binary` with one bucket and waits until it answers, for 60 s at most.
     pub async fn start(binary: &Path, bucket: &str) -> std::io::Result<Self> {
         let folder = tempfile::tempdir()?;
         let ports = free_ports(PORT_FLAGS.len())?;
         let command = command(binary, bucket, folder.path(), &ports);
-        Ok(Self(Server::start("seaweedfs", command, folder, ports[0], bucket).await?))
+        Ok(Self(Server::start(KIND, command, folder, ports[0], bucket).await?))
     }
 }
 
