@@ -1,15 +1,13 @@
 //! A prepared corpus as a worker sees it: any window of any source's token stream, by number.
 
-use std::{ops::Range, path::Path};
+use std::ops::Range;
 
 use polo_store::{
-    Digest, Store,
+    Cache, CacheError, Cached, Digest, Store,
     corpus::{CorpusManifest, ManifestError, ShardEntry, Source},
     indexed::{IndexedError, Shard},
 };
 use tokio::sync::OnceCell;
-
-use crate::shard_cache::{CacheError, ShardCache};
 
 /// What can be wrong with a corpus or with what is asked of it.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +61,7 @@ pub struct Window {
 #[derive(Debug)]
 pub struct Corpus {
     store: Store,
-    cache: ShardCache,
+    cache: Cache,
     vocab_size: u64,
     manifest: CorpusManifest,
     /// One stream per source of the manifest.
@@ -74,7 +72,14 @@ pub struct Corpus {
 struct Stream {
     /// Where each shard begins in the stream, in tokens, and after the last its end.
     bounds: Vec<u64>,
-    shards: Vec<OnceCell<Shard>>,
+    shards: Vec<OnceCell<OpenShard>>,
+}
+
+/// A mapped shard, and what keeps its files in the cache.
+#[derive(Debug)]
+struct OpenShard {
+    shard: Shard,
+    _files: [Cached; 2],
 }
 
 impl Stream {
@@ -89,15 +94,14 @@ impl Stream {
 }
 
 impl Corpus {
-    /// Opens the corpus at `store` for a model of `vocab_size` ids, with `cache_folder` for its shards.
-    pub async fn open(store: Store, cache_folder: &Path, vocab_size: usize) -> Result<Self, CorpusError> {
+    /// Opens the corpus at `store` for a model of `vocab_size` ids, with `cache` for its shards.
+    pub async fn open(store: Store, cache: Cache, vocab_size: usize) -> Result<Self, CorpusError> {
         let manifest = CorpusManifest::load(&store).await?;
         let (corpus, model) = (manifest.vocab_size, vocab_size as u64);
         if corpus > model {
             return Err(CorpusError::Vocabulary { url: store.url().to_owned(), corpus, model });
         }
-        let cache = ShardCache::open(cache_folder)?;
-        let streams = manifest.sources.iter().map(Stream::new).collect();
+                let streams = manifest.sources.iter().map(Stream::new).collect();
         Ok(Self { store, cache, vocab_size: model, manifest, streams })
     }
 
@@ -181,18 +185,19 @@ impl Corpus {
     }
 
     async fn shard(&self, source: usize, number: usize) -> Result<&Shard, CorpusError> {
-        self.streams[source].shards[number].get_or_try_init(|| self.open_shard(self.entry(source, number))).await
+        let open = || self.open_shard(self.entry(source, number));
+        Ok(&self.streams[source].shards[number].get_or_try_init(open).await?.shard)
     }
 
-    async fn open_shard(&self, entry: &ShardEntry) -> Result<Shard, CorpusError> {
+    async fn open_shard(&self, entry: &ShardEntry) -> Result<OpenShard, CorpusError> {
         let bin = self.cache.fetch(&self.store, &entry.bin_key, entry.bin_digest).await?;
         let idx = self.cache.fetch(&self.store, &entry.idx_key, entry.idx_digest).await?;
-        let shard = Shard::open(&bin, &idx).map_err(|error| self.shard_error(entry, error))?;
+        let shard = Shard::open(bin.path(), idx.path()).map_err(|error| self.shard_error(entry, error))?;
         let (expected, found) = (entry.num_tokens, shard.num_tokens());
         if expected != found {
             return Err(CorpusError::TokenCount { url: self.store.url_of(&entry.bin_key), expected, found });
         }
-        Ok(shard)
+        Ok(OpenShard { shard, _files: [bin, idx] })
     }
 
     fn entry(&self, source: usize, number: usize) -> &ShardEntry {

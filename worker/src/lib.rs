@@ -25,7 +25,6 @@ pub mod reduce;
 pub mod rig;
 pub mod room;
 pub mod session;
-pub mod shard_cache;
 pub mod state;
 pub mod step;
 pub mod streams;

@@ -10,7 +10,7 @@ use polo_recipe::{
     footprint::Problem,
     layout::{CHUNK_PARAMS, Layout},
 };
-use polo_store::{Store, StoreError, recipe_file};
+use polo_store::{Cache, CacheError, Store, StoreError, recipe_file};
 use polo_worker::{
     agent::{Agent, over_tcp},
     checkpointer::Checkpointer,
@@ -72,6 +72,9 @@ struct Args {
     /// Keeps token shards between runs; shared by the workers of a machine.
     #[arg(long, env = "POLO_CACHE", default_value_os_t = default_cache())]
     cache: PathBuf,
+    /// The most that is kept there, in bytes; what is in use stays, and is what a worker needs at least [default: no bound]
+    #[arg(long, env = "POLO_CACHE_BYTES", value_name = "BYTES", default_value_t = u64::MAX, hide_default_value = true)]
+    cache_bytes: u64,
     /// Appends to this file how long each step computes, exchanges and waits; Perfetto (ui.perfetto.dev) opens it. Workers
     /// of one machine may share it.
     #[arg(long, env = "POLO_TRACE", value_name = "FILE")]
@@ -99,6 +102,8 @@ enum WorkerError {
     Corpus(#[from] CorpusError),
     #[error(transparent)]
     Model(#[from] ModelError),
+    #[error(transparent)]
+    Cache(#[from] CacheError),
     #[error(transparent)]
     Home(#[from] HomeError),
     #[error(transparent)]
@@ -173,7 +178,8 @@ fn run(args: Args) -> Result<(), WorkerError> {
 async fn work_until_asked_to_leave(args: Args, recipe: Recipe) -> Result<Ending, WorkerError> {
     let mut terminations = signal(SignalKind::terminate()).map_err(WorkerError::Signals)?;
     let corpus_store = Store::open(&recipe.corpus.url)?;
-    let opening = Corpus::open(corpus_store, &args.cache, recipe.model.qwen2.vocab_size);
+    let cache = Cache::open(&args.cache, args.cache_bytes)?;
+    let opening = Corpus::open(corpus_store, cache, recipe.model.qwen2.vocab_size);
     tokio::select! {
         corpus = opening => {
             let corpus = Arc::new(corpus?);

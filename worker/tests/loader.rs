@@ -12,11 +12,10 @@ use std::{
 
 use bytes::Bytes;
 use futures::executor::block_on;
-use polo_store::{Digest, Store, corpus::MANIFEST_KEY, testing::put_corpus};
+use polo_store::{Cache, CacheError, Digest, Store, corpus::MANIFEST_KEY, testing::put_corpus};
 use polo_worker::{
     corpus::{Corpus, CorpusError, Window},
     loader::Loader,
-    shard_cache::CacheError,
 };
 use proptest::prelude::*;
 use tokio::runtime::Runtime;
@@ -43,12 +42,16 @@ impl Made {
         Store::open(self.folder.path().join("store").to_str().expect("UTF-8")).expect("a folder")
     }
 
-    fn cache(&self) -> std::path::PathBuf {
+    fn cache_folder(&self) -> std::path::PathBuf {
         self.folder.path().join("cache")
     }
 
+    fn cache(&self) -> Cache {
+        Cache::open(&self.cache_folder(), u64::MAX).expect("a folder")
+    }
+
     fn open(&self) -> Result<Corpus, CorpusError> {
-        self.runtime.block_on(Corpus::open(self.store(), &self.cache(), VOCAB_SIZE))
+        self.runtime.block_on(Corpus::open(self.store(), self.cache(), VOCAB_SIZE))
     }
 
     fn window(&self, corpus: &Corpus, window: u64, seq_len: usize) -> Result<Vec<i64>, CorpusError> {
@@ -114,7 +117,7 @@ proptest! {
 #[test]
 fn a_model_with_fewer_ids_than_the_tokenizer_is_refused() {
     let made = Made::new(&counting(&[10]));
-    let open = |vocab_size| made.runtime.block_on(Corpus::open(made.store(), &made.cache(), vocab_size));
+    let open = |vocab_size| made.runtime.block_on(Corpus::open(made.store(), made.cache(), vocab_size));
     let error = open(VOCAB_SIZE - 1).expect_err("too small a model");
     assert!(matches!(error, CorpusError::Vocabulary { corpus: 1_000, model: 999, .. }), "{error}");
     assert!(open(VOCAB_SIZE + 64).is_ok(), "padded vocabularies are usual");
@@ -142,7 +145,7 @@ fn a_damaged_shard_is_refused_and_leaves_nothing_in_the_cache() {
         let error = made.window(&corpus, 0, 4).expect_err("damaged");
         assert!(matches!(error, CorpusError::Cache(CacheError::Damaged { .. })), "{error}");
         assert!(error.to_string().contains(file), "{error}");
-        let cached = std::fs::read_dir(made.cache()).expect("cache").count();
+        let cached = std::fs::read_dir(made.cache_folder()).expect("cache").count();
         assert_eq!(cached, if file.ends_with("bin") { 0 } else { 1 });
     }
 }
@@ -161,7 +164,7 @@ fn the_cache_spares_the_store_and_heals_itself() {
     let made = Made::new(&counting(&[10]));
     let expected = made.window(&made.open().expect("opened"), 0, 4).expect("fetched");
     let bin = made
-        .cache()
+        .cache_folder()
         .join(Digest::of(&std::fs::read(made.folder.path().join("store/ne/0.bin")).expect("bin")).to_string());
     Made::flip_byte(&bin, 3);
     assert_eq!(made.window(&made.open().expect("opened"), 0, 4).expect("fetched again"), expected);
@@ -182,7 +185,7 @@ fn processes_that_fetch_at_once_share_a_cache() {
             });
         }
     });
-    assert_eq!(std::fs::read_dir(made.cache()).expect("cache").count(), 4, "two pairs and no scratch files");
+    assert_eq!(std::fs::read_dir(made.cache_folder()).expect("cache").count(), 4, "two pairs and no scratch files");
 }
 
 fn windows(numbers: &[u64]) -> Vec<Window> {
