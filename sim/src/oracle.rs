@@ -6,7 +6,7 @@ use std::{
 };
 
 use polo_recipe::{
-    config::Recipe,
+    config::{OptimizerState, Recipe},
     ids::{Generation, Step},
     layout::{ChunkSpec, Layout},
     slots::split,
@@ -79,6 +79,16 @@ pub fn update(params: &mut [f32], exp_avg: &mut [f32], exp_avg_sq: &mut [f32], g
     }
 }
 
+/// Whether a stage that resets the optimizer's state begins with this step. Counted here on its own, not by the plan.
+fn begins_anew(recipe: &Recipe, step: Step) -> bool {
+    let mut first_step = 0;
+    recipe.stages.iter().any(|stage| {
+        let begins = first_step == step.0 && stage.optimizer_state == OptimizerState::Reset;
+        first_step += stage.num_steps(&recipe.batch);
+        begins
+    })
+}
+
 fn tree_sum(slots: &[Vec<f32>], node: std::ops::Range<usize>) -> Vec<f32> {
     let Some(mid) = split(&node) else { return slots[node.start].clone() };
     let (left, right) = (tree_sum(slots, node.start..mid), tree_sum(slots, mid..node.end));
@@ -97,6 +107,10 @@ impl Whole {
         let square: f64 = layout.chunks.iter().map(|c| chunk_square_norm(&sum[c.range.clone()])).sum();
         let clip_coefficient = clip_coefficient(square.sqrt(), recipe.optimizer.max_grad_norm);
         let Self { mut params, mut exp_avg, mut exp_avg_sq } = self.clone();
+        if begins_anew(recipe, step) {
+            exp_avg.fill(0.0);
+            exp_avg_sq.fill(0.0);
+        }
         update(&mut params, &mut exp_avg, &mut exp_avg_sq, &sum, clip_coefficient);
         Self { params, exp_avg, exp_avg_sq }
     }

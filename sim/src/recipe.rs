@@ -1,6 +1,6 @@
 //! The run that is simulated: a recipe and a corpus of a size that costs nothing.
 
-use polo_recipe::config::Recipe;
+use polo_recipe::config::{OptimizerState, Recipe};
 use polo_store::{
     Digest,
     corpus::{CorpusManifest, FORMAT_VERSION, ShardEntry, Source},
@@ -10,7 +10,7 @@ use crate::scenario::Scenario;
 
 /// The recipe of a scenario, whose store and corpus are `memory://` stores named after `name`.
 pub fn recipe(scenario: &Scenario, name: &str) -> Recipe {
-    let Scenario { seed, num_steps, num_slots, copies, checkpoint_every_steps, max_workers, .. } = scenario;
+    let Scenario { seed, num_slots, copies, checkpoint_every_steps, max_workers, .. } = scenario;
     let samples_per_step = num_slots * 2;
     let text = format!(
         r#"
@@ -46,17 +46,36 @@ pub fn recipe(scenario: &Scenario, name: &str) -> Recipe {
         connect_timeout_s = 2
         exchange_timeout_s = 10
         coordinator_timeout_s = 120
-        [[stages]]
-        name = "only"
-        steps = {num_steps}
-        schedule = {{ kind = "constant", peak_learning_rate = 1e-2 }}
-        sources = [{{ name = "a", weight_tokens = 3 }}, {{ name = "b", weight_tokens = 2 }}]
-        "#
+        {}
+        "#,
+        stages(scenario),
     );
     let mut recipe = Recipe::resolve(&text, std::iter::empty(), &[], |_| Err("no files here".into()))
         .unwrap_or_else(|error| panic!("the simulated recipe: {error}"));
     recipe.workers.gather = scenario.gather;
     recipe
+}
+
+fn stages(scenario: &Scenario) -> String {
+    let stage = |name: &str, num_steps: u64, state: OptimizerState| {
+        let state = if state == OptimizerState::Reset { "reset" } else { "carry" };
+        format!(
+            r#"
+        [[stages]]
+        name = "{name}"
+        steps = {num_steps}
+        optimizer_state = "{state}"
+        schedule = {{ kind = "constant", peak_learning_rate = 1e-2 }}
+        sources = [{{ name = "a", weight_tokens = 3 }}, {{ name = "b", weight_tokens = 2 }}]
+        "#
+        )
+    };
+    match scenario.second_stage {
+        None => stage("only", scenario.num_steps, OptimizerState::Carry),
+        Some((at, state)) => {
+            stage("first", at, OptimizerState::Carry) + &stage("second", scenario.num_steps - at, state)
+        }
+    }
 }
 
 /// A corpus that is never read, only counted.

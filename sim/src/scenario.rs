@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use polo_recipe::config::Gather;
+use polo_recipe::config::{Gather, OptimizerState};
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
 /// A whole simulated run.
@@ -18,6 +18,8 @@ pub struct Scenario {
     pub copies: String,
     /// How parameters come that a worker does not own.
     pub gather: Gather,
+    /// Step at which a second stage begins, if there is one, and whether it resets the optimizer's state.
+    pub second_stage: Option<(u64, OptimizerState)>,
     /// Steps between checkpoints.
     pub checkpoint_every_steps: u64,
     /// Workers that are there from the start.
@@ -102,6 +104,7 @@ impl Scenario {
             num_slots,
             copies,
             gather: Gather::Step,
+            second_stage: None,
             checkpoint_every_steps: rng.random_range(2..=9),
             num_workers,
             max_workers: rng.random_range(1..=num_slots),
@@ -124,6 +127,10 @@ impl Scenario {
         scenario.faults.sort_by_key(|timed| timed.at);
         // Drawn last, so that seeds from before there was a choice still give the same faults.
         scenario.gather = if rng.random_bool(0.5) { Gather::Step } else { Gather::Block };
+        if rng.random_bool(0.5) {
+            let state = if rng.random_bool(0.7) { OptimizerState::Reset } else { OptimizerState::Carry };
+            scenario.second_stage = Some((rng.random_range(1..scenario.num_steps), state));
+        }
         scenario
     }
 

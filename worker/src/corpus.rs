@@ -101,7 +101,7 @@ impl Corpus {
         if corpus > model {
             return Err(CorpusError::Vocabulary { url: store.url().to_owned(), corpus, model });
         }
-                let streams = manifest.sources.iter().map(Stream::new).collect();
+        let streams = manifest.sources.iter().map(Stream::new).collect();
         Ok(Self { store, cache, vocab_size: model, manifest, streams })
     }
 

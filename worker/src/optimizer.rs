@@ -96,7 +96,7 @@ impl ChunkState<'_> {
 }
 
 impl AdamW {
-    /// Update number `update_number` (from 1) of `chunk`, on gradients times `clip_coefficient`.
+    /// Update number `update_number` (from 1, since its moments were zeros) of `chunk`, on gradients times `clip_coefficient`.
     ///
     /// The formula is that of `torch.optim.AdamW`, the arithmetic that of its fused form.
     pub fn apply(

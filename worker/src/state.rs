@@ -88,6 +88,11 @@ impl TrainState {
         }
     }
 
+    /// Sets the moments that are held to zeros, as they are where an optimizer's state begins.
+    pub fn zero_moments(&mut self) {
+        self.moments.values_mut().flat_map(Moments::vectors_mut).for_each(|vector| vector.fill(0.0));
+    }
+
     /// Lets go of everything.
     pub fn clear(&mut self) {
         (self.step, self.params_complete) = (None, false);

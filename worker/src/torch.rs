@@ -147,10 +147,11 @@ impl Arithmetic for TorchArithmetic {
     fn update(&mut self, update: Update<'_>) -> Result<(), StepError> {
         let Update { chunk, step, clip_coefficient, params, moments, grads } = update;
         let adamw = AdamW { learning_rate: self.plan.learning_rate(step), ..self.adamw };
+        let update_number = self.plan.update_number(step);
         let kept = moments.vectors_mut();
         let mut apply = |[exp_avg, exp_avg_sq]: [&mut [f32]; 2]| {
             let state = ChunkState { params, exp_avg, exp_avg_sq, grads };
-            adamw.apply(state, &self.layout, chunk, step.next().0, clip_coefficient)
+            adamw.apply(state, &self.layout, chunk, update_number, clip_coefficient)
         };
         match &mut self.stage {
             Some(stage) => staged(stage, kept, apply),

@@ -427,6 +427,10 @@ pub fn apply(
 ) -> Result<(), StepError> {
     let Bench { state, arithmetic, .. } = bench;
     state.retain(|chunk| owned.contains(&chunk));
+    if setting.plan.update_number(step) == 1 {
+        // Also where the update itself is skipped: what is carried on from here must not be older than the stage.
+        state.zero_moments();
+    }
     let clip_coefficient = clip_coefficient(decision.grad_norm, setting.max_grad_norm);
     if !decision.skip {
         for (chunk, moments) in &mut state.moments {

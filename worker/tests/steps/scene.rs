@@ -50,6 +50,8 @@ pub struct Scene {
     pub copies: Copies,
     pub gather: Gather,
     pub num_steps: u64,
+    /// Step at which a second stage begins with moments of its own, if there is one.
+    pub reset_at: Option<u64>,
     pub on_non_finite: OnNonFinite,
     pub reduction: Reduction,
     pub bad: Option<Bad>,
@@ -67,6 +69,7 @@ impl Scene {
             copies: Copies::Number(copies),
             gather: Gather::Step,
             num_steps: NUM_STEPS,
+            reset_at: None,
             on_non_finite: OnNonFinite::Stop,
             reduction: Reduction::Exact,
             bad: None,
@@ -94,7 +97,7 @@ impl Scene {
     }
 
     pub fn setting(&self, layout: Layout) -> Setting {
-        let recipe = recipe();
+        let recipe = recipe(self.reset_at);
         let tokens = [SourceTokens { name: "a".into(), num_tokens: 4001 }];
         let (effects, messages) = (unbounded_channel().0, unbounded_channel().0);
         let session = Session::new("nobody:1".into(), PATIENCE, 0);
@@ -314,7 +317,7 @@ pub fn undisturbed() -> Seen {
 }
 
 pub fn layout() -> Layout {
-    Layout::with_chunk_params(&recipe().model.qwen2, 32)
+    Layout::with_chunk_params(&recipe(None).model.qwen2, 32)
 }
 
 /// The state of step 0 of a rank that owns those chunks.
@@ -324,7 +327,23 @@ pub async fn first_state(setting: &Setting, gather: Gather, owned: Vec<ChunkId>,
     state
 }
 
-fn recipe() -> Recipe {
+fn recipe(reset_at: Option<u64>) -> Recipe {
+    let stage = |name: &str, num_steps: u64| {
+        format!(
+            r#"
+        [[stages]]
+        name = "{name}"
+        steps = {num_steps}
+        optimizer_state = "reset"
+        schedule = {{ kind = "constant", peak_learning_rate = 1e-2 }}
+        sources = [{{ name = "a", weight_tokens = 1 }}]
+        "#
+        )
+    };
+    let stages = match reset_at {
+        None => stage("only", NUM_STEPS),
+        Some(at) => stage("first", at) + &stage("second", NUM_STEPS - at),
+    };
     let text = format!(
         r#"
         [run]
@@ -349,11 +368,7 @@ fn recipe() -> Recipe {
         [validation]
         every_steps = {VALIDATED_EVERY}
         samples_per_source = 7
-        [[stages]]
-        name = "only"
-        steps = {NUM_STEPS}
-        schedule = {{ kind = "constant", peak_learning_rate = 1e-2 }}
-        sources = [{{ name = "a", weight_tokens = 1 }}]
+        {stages}
         "#,
         samples_per_step = 2 * NUM_SLOTS,
     );
