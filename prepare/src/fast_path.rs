@@ -39,11 +39,11 @@ thread_local! {
 impl FastPath {
     /// The fast path for the tokenizer of which `json` is the `tokenizer.json`, if it has Qwen's shape.
     pub fn of(json: &[u8]) -> Option<Self> {
-        let tokenizer: Value = serde_json::from_slice(json).ok()?;
-        if !has_the_shape(&tokenizer) {
+        let shape: Shape = serde_json::from_slice(json).ok()?;
+        if !shape.is_qwens() {
             return None;
         }
-        let added = tokenizer["added_tokens"].as_array()?.iter().filter(|token| token["special"] != json!(true));
+        let added = shape.added_tokens.iter().filter(|token| token["special"] != json!(true));
         let added_tokens = added.map(|token| token["content"].as_str().map(str::to_owned)).collect::<Option<_>>()?;
         let pattern = Regex::new(PATTERN_WITHOUT_LOOK_AHEAD).ok()?;
         Some(Self { pattern, added_tokens, byte_chars: byte_chars() })
@@ -96,24 +96,46 @@ impl FastPath {
     }
 }
 
-fn has_the_shape(tokenizer: &Value) -> bool {
-    let is_null = |value: &Value| value.is_null() || *value == json!("") || *value == json!(false);
-    let model = &tokenizer["model"];
-    let plain_model = ["dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"];
-    let steps = tokenizer["pre_tokenizer"]["pretokenizers"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let [split, bytes] = steps else { return false };
-    tokenizer["normalizer"]["type"] == "NFC"
-        && tokenizer["pre_tokenizer"]["type"] == "Sequence"
-        && split["type"] == "Split"
-        && split["pattern"] == json!({ "Regex": PATTERN })
-        && split["behavior"] == "Isolated"
-        && is_null(&split["invert"])
-        && bytes["type"] == "ByteLevel"
-        && is_null(&bytes["add_prefix_space"])
-        && bytes["use_regex"] == json!(false)
-        && model["type"] == "BPE"
-        && plain_model.iter().all(|name| is_null(&model[name]))
-        && is_null(&model["ignore_merges"])
+/// What decides how a `tokenizer.json` cuts texts: all of it but vocabulary and merges, which are large.
+#[derive(serde::Deserialize)]
+struct Shape {
+    normalizer: Value,
+    pre_tokenizer: Value,
+    added_tokens: Vec<Value>,
+    model: ModelShape,
+}
+
+#[derive(Default, serde::Deserialize)]
+#[serde(default)]
+struct ModelShape {
+    r#type: Value,
+    dropout: Value,
+    unk_token: Value,
+    continuing_subword_prefix: Value,
+    end_of_word_suffix: Value,
+    byte_fallback: Value,
+    ignore_merges: Value,
+}
+
+impl Shape {
+    fn is_qwens(&self) -> bool {
+        let is_off = |value: &Value| value.is_null() || *value == json!("") || *value == json!(false);
+        let steps = self.pre_tokenizer["pretokenizers"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let [split, bytes] = steps else { return false };
+        let model = &self.model;
+        let options = [&model.dropout, &model.unk_token, &model.continuing_subword_prefix, &model.end_of_word_suffix];
+        self.normalizer["type"] == "NFC"
+            && self.pre_tokenizer["type"] == "Sequence"
+            && split["type"] == "Split"
+            && split["pattern"] == json!({ "Regex": PATTERN })
+            && split["behavior"] == "Isolated"
+            && is_off(&split["invert"])
+            && bytes["type"] == "ByteLevel"
+            && is_off(&bytes["add_prefix_space"])
+            && bytes["use_regex"] == json!(false)
+            && model.r#type == "BPE"
+            && options.into_iter().chain([&model.byte_fallback, &model.ignore_merges]).all(is_off)
+    }
 }
 
 /// Which character stands for a byte in byte-level BPE: printable ones for themselves, the others from U+0100 on (GPT-2's

@@ -191,7 +191,8 @@ fn find_column(schema: &SchemaDescriptor, name: &str) -> Option<usize> {
 }
 
 fn column_names(schema: &SchemaDescriptor) -> String {
-    let names: Vec<_> = schema.columns().iter().map(|c| format!("{} ({})", c.path(), c.physical_type())).collect();
+    let names: Vec<_> =
+        schema.columns().iter().map(|c| format!("{} ({})", c.path().string(), c.physical_type())).collect();
     names.join(", ")
 }
 

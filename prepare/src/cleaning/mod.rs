@@ -95,11 +95,6 @@ impl Cleaner {
         if let Some(reason) = heuristics.and_then(|limits| heuristics::reason_against(limits, text)) {
             return Err(dropped(reason));
         }
-        if let (Some(languages), Some(step)) = (&steps.languages, &self.config.language)
-            && !identify::is_one_of(text, languages, step.min_confidence)
-        {
-            return Err(dropped("language"));
-        }
         let evaluation = self.evaluation.as_ref().filter(|_| steps.evaluation_overlap);
         let minhash = self.minhash.as_ref().filter(|_| steps.near_duplicates);
         let repetition =
@@ -108,6 +103,11 @@ impl Cleaner {
         let units = if needs_units { Units::of(text) } else { Units::default() };
         if repetition.is_some_and(|(most, ngram)| units.repeated_ratio(ngram) > most) {
             return Err(dropped("repeated_ngrams"));
+        }
+        if let (Some(languages), Some(step)) = (&steps.languages, &self.config.language)
+            && !identify::is_one_of(text, languages, step.min_confidence)
+        {
+            return Err(dropped("language"));
         }
         if evaluation.is_some_and(|evaluation| evaluation.overlaps(&units)) {
             return Err(dropped("evaluation_overlap"));
