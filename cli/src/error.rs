@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, path::PathBuf};
 use polo_coordinator::CoordinatorError;
 use polo_store::recipe_file::RecipeFileError;
 
-use crate::{chaos, export, plan, prepare, recipe, samples, verify};
+use crate::{chaos, export, plan, recipe, samples, verify};
 
 /// Everything that ends a command.
 #[derive(Debug, thiserror::Error)]
@@ -17,7 +17,7 @@ pub enum CliError {
     #[error(transparent)]
     Plan(#[from] plan::Error),
     #[error(transparent)]
-    Prepare(#[from] prepare::PrepareError),
+    Prepare(#[from] polo_prepare::PrepareError),
     #[error(transparent)]
     Verify(#[from] verify::Error),
     #[error(transparent)]

@@ -8,7 +8,6 @@ mod coordinate;
 mod error;
 mod export;
 mod plan;
-mod prepare;
 mod progress;
 mod recipe;
 mod run;
@@ -48,7 +47,7 @@ const EXAMPLES: &str = "Examples:
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Turns raw text into token shards
-    Prepare(prepare::PrepareArgs),
+    Prepare(polo_prepare::PrepareArgs),
     /// Runs a recipe on this machine: a coordinator and its workers
     Run(run::RunArgs),
     /// Runs only the coordinator of a recipe
@@ -94,7 +93,7 @@ async fn main() -> ExitCode {
 
 async fn dispatch(command: Command) -> Result<(), CliError> {
     match command {
-        Command::Prepare(args) => Ok(prepare::run(args).await?),
+        Command::Prepare(args) => Ok(polo_prepare::run(args).await?),
         Command::Run(args) => run::run(args).await,
         Command::Coordinator(args) => coordinate::run(args).await,
         Command::Status(args) => status::run(args).await,

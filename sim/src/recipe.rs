@@ -95,6 +95,7 @@ pub fn corpus() -> CorpusManifest {
         num_tokens: 4001,
         num_documents: 10,
         num_bytes_text: 0,
+        intake: None,
         shards: vec![shard(name)],
     };
     CorpusManifest {

@@ -3,7 +3,7 @@
 //! It lies as [`MANIFEST_KEY`] beside the shards and is written last, so a corpus exists when its manifest exists. All
 //! keys in it are relative to the manifest, so a corpus can be moved or copied as a folder.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use polo_recipe::config::Recipe;
 use polo_recipe::error::RecipeError;
@@ -34,7 +34,7 @@ pub enum ManifestError {
     DuplicateSource { manifest: String, name: String },
     #[error("{manifest}: source '{name}' is empty")]
     EmptySource { manifest: String, name: String },
-    #[error("{manifest}: source '{name}': {field} is {stated}, but its shards sum to {summed}")]
+    #[error("{manifest}: source '{name}': {field} is {stated}, but its parts sum to {summed}")]
     WrongSum { manifest: String, name: String, field: &'static str, stated: u64, summed: u64 },
     #[error("{manifest}: eos_id {eos_id} is not below vocab_size {vocab_size}")]
     EosOutsideVocabulary { manifest: String, eos_id: u32, vocab_size: u64 },
@@ -71,8 +71,34 @@ pub struct Source {
     pub num_documents: u64,
     /// UTF-8 bytes of the documents' text: loss in bits per byte needs it.
     pub num_bytes_text: u64,
+    /// What was read and left out; absent where nothing was left out and nothing was to be cleaned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intake: Option<Intake>,
     /// The shards, in stream order.
     pub shards: Vec<ShardEntry>,
+}
+
+/// What was read for a source, and what of that was left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Intake {
+    /// Documents read: those of the source and those left out. A file that could not be read (on) counts as one.
+    pub num_documents: u64,
+    /// What was left out, by reason.
+    pub dropped: BTreeMap<String, Dropped>,
+    /// Key of an object with a few examples of what was left out, as JSON lines; absent where nothing was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub samples_key: Option<String>,
+}
+
+/// Documents left out for one reason.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dropped {
+    /// Documents.
+    pub num_documents: u64,
+    /// UTF-8 bytes of their text, where it could be read.
+    pub num_bytes_text: u64,
 }
 
 /// One pair of files in Megatron's indexed-dataset format (see [`crate::indexed`]).
@@ -171,7 +197,12 @@ impl Source {
             ("num_tokens", self.num_tokens, sum(|shard| shard.num_tokens)),
             ("num_documents", self.num_documents, sum(|shard| shard.num_documents)),
         ];
-        match counts.into_iter().find(|(_, stated, summed)| stated != summed) {
+        let left_out =
+            |intake: &Intake| intake.dropped.values().fold(0, |sum: u64, d| sum.saturating_add(d.num_documents));
+        let intake = self.intake.as_ref().map(|intake| {
+            ("intake.num_documents", intake.num_documents, self.num_documents.saturating_add(left_out(intake)))
+        });
+        match counts.into_iter().chain(intake).find(|(_, stated, summed)| stated != summed) {
             Some((field, stated, summed)) => {
                 Err(ManifestError::WrongSum { manifest, name: self.name.clone(), field, stated, summed })
             }

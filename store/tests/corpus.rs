@@ -24,6 +24,7 @@ fn manifest() -> CorpusManifest {
         num_tokens: 30,
         num_documents: 4,
         num_bytes_text: 100,
+        intake: None,
         shards: vec![shard(&format!("{name}/0"), 10), shard(&format!("{name}/1"), 20)],
     };
     CorpusManifest {

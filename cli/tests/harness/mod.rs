@@ -181,6 +181,7 @@ fn write_corpus(folder: &Path, documents: &Documents, rng: &mut StdRng) {
             num_tokens: shards.iter().map(|s| s.num_tokens).sum(),
             num_documents: shards.iter().map(|s| s.num_documents).sum(),
             num_bytes_text: 0,
+            intake: None,
             shards,
         }
     });

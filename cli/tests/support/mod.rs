@@ -73,7 +73,15 @@ impl World {
         self.write(&format!("corpus/{}", shard.bin_key), &bin);
         self.write(&format!("corpus/{}", shard.idx_key), &idx);
         let (num_tokens, num_documents) = (shard.num_tokens, shard.num_documents);
-        Source { name: name.into(), language: None, num_tokens, num_documents, num_bytes_text: 1, shards: vec![shard] }
+        Source {
+            name: name.into(),
+            language: None,
+            num_tokens,
+            num_documents,
+            num_bytes_text: 1,
+            intake: None,
+            shards: vec![shard],
+        }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

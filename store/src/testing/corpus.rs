@@ -49,6 +49,7 @@ async fn put_source(store: &Store, name: &str, shards: &[Vec<Vec<i32>>]) -> Sour
         num_tokens: entries.iter().map(|entry| entry.num_tokens).sum(),
         num_documents: entries.iter().map(|entry| entry.num_documents).sum(),
         num_bytes_text: 1,
+        intake: None,
         shards: entries,
     }
 }

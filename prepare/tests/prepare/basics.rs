@@ -1,105 +1,13 @@
-//! `polo prepare` as people run it, with the real tokenizer (`scripts/setup tokenizer`).
-#![allow(missing_docs)]
+//! What a corpus has in it, whatever the format, and what is refused.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    io::Write,
-    path::{Path, PathBuf},
-    process::{Command, Output},
-};
+use std::{fs, process::Command};
 
-use polo_store::{Digest, corpus::CorpusManifest, indexed::Shard, testing::SeaweedFs};
+use polo_store::{Digest, corpus::CorpusManifest, testing::SeaweedFs};
 use tokenizers::Tokenizer;
 
-const END_OF_TEXT: i64 = 151_643;
+use crate::support::{END_OF_TEXT, Folder, all_files, gz, jsonl, talk, tokenizer_path, zst};
 
-fn tokenizer_path() -> PathBuf {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../third_party/tokenizer/tokenizer.json");
-    assert!(path.exists(), "run `scripts/setup tokenizer` first");
-    path
-}
-
-/// A folder with raw text in `raw`; corpora go beside it.
-struct Folder(tempfile::TempDir);
-
-impl Folder {
-    fn new(files: &[(&str, Vec<u8>)]) -> Self {
-        let folder = Self(tempfile::tempdir().expect("tempdir"));
-        for (name, bytes) in files {
-            let path = folder.path("raw").join(name);
-            fs::create_dir_all(path.parent().expect("a folder")).expect("made");
-            fs::write(path, bytes).expect("written");
-        }
-        folder
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn prepare(&self, output: &str, flags: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_polo"))
-            .args(["prepare", "--input"])
-            .arg(self.path("raw"))
-            .arg("--output")
-            .arg(self.path(output))
-            .args(flags)
-            .args(if flags.contains(&"--tokenizer") { vec![] } else { vec!["--tokenizer".into(), tokenizer_path()] })
-            .output()
-            .expect("polo starts")
-    }
-
-    fn prepared(&self, output: &str, flags: &[&str]) -> CorpusManifest {
-        let ran = self.prepare(output, flags);
-        assert!(ran.status.success(), "{}", talk(&ran));
-        let path = self.path(output).join("manifest.json");
-        let manifest = CorpusManifest::parse("m", &fs::read(path).expect("a manifest")).expect("a good manifest");
-        let line: serde_json::Value = serde_json::from_slice(&ran.stdout).expect("one JSON line");
-        assert_eq!(line["corpus_digest"], serde_json::json!(manifest.digest()));
-        manifest
-    }
-
-    /// What `prepare` says when it fails; no manifest may be left.
-    fn error(&self, flags: &[&str]) -> String {
-        let ran = self.prepare("failed", flags);
-        assert!(!ran.status.success(), "it should fail");
-        assert!(!self.path("failed/manifest.json").exists());
-        talk(&ran)
-    }
-
-    /// The token stream of a source.
-    fn stream(&self, output: &str, manifest: &CorpusManifest, source: &str) -> Vec<i64> {
-        let mut ids = vec![];
-        for entry in &manifest.source(source).expect("the source").shards {
-            let path = |key: &str| self.path(output).join(key);
-            let shard = Shard::open(&path(&entry.bin_key), &path(&entry.idx_key)).expect("a good shard");
-            assert_eq!((shard.num_tokens(), shard.index().num_documents()), (entry.num_tokens, entry.num_documents));
-            shard.read(0..shard.num_tokens(), &mut ids).expect("the whole shard");
-        }
-        ids
-    }
-}
-
-fn talk(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn jsonl(texts: &[&str]) -> Vec<u8> {
-    texts.iter().map(|text| format!("{}\n", serde_json::json!({ "text": text, "id": 7 }))).collect::<String>().into()
-}
-
-fn gz(bytes: &[u8]) -> Vec<u8> {
-    let mut encoder = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
-    encoder.write_all(bytes).expect("packed");
-    encoder.finish().expect("packed")
-}
-
-fn zst(bytes: &[u8]) -> Vec<u8> {
-    zstd::encode_all(bytes, 1).expect("packed")
-}
-
-const TEXTS: [&str; 3] = ["सबै व्यक्तिहरू जन्मजात स्वतन्त्र हुन्।", "All human beings are born free.", "人人生而自由"];
+pub const TEXTS: [&str; 3] = ["सबै व्यक्तिहरू जन्मजात स्वतन्त्र हुन्।", "All human beings are born free.", "人人生而自由"];
 
 #[test]
 fn every_format_gives_the_same_stream() {
@@ -143,22 +51,6 @@ fn special_tokens_in_text_stay_text() {
     assert_eq!(stream.iter().filter(|id| **id >= END_OF_TEXT).count(), 2, "one per document: {stream:?}");
 }
 
-fn all_files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut files = BTreeMap::new();
-    for entry in fs::read_dir(folder).expect("a folder") {
-        let path = entry.expect("an entry").path();
-        if path.is_dir() {
-            let inner = all_files(&path)
-                .into_iter()
-                .map(|(name, bytes)| (path.file_name().map(Path::new).expect("named").join(name), bytes));
-            files.extend(inner);
-        } else {
-            files.insert(path.file_name().expect("named").into(), fs::read(&path).expect("read"));
-        }
-    }
-    files
-}
-
 #[test]
 fn any_number_of_jobs_gives_the_same_bytes() {
     let text = |seed: usize| (0..60_000).map(|i| format!("{} ", (i * 7 + seed) % 1_000)).collect::<String>();
@@ -178,28 +70,28 @@ fn any_number_of_jobs_gives_the_same_bytes() {
 fn bad_text_is_told_with_its_place_and_can_be_skipped() {
     let cases: [(&str, &str, Vec<u8>, &str); 4] = [
         (
-            "utf8",
+            "not_utf8",
             "a.jsonl",
             b"{\"text\": \"good\"}\n{\"text\": \"\xff\"}\n".to_vec(),
             "a.jsonl: line 2: not UTF-8 at byte 27",
         ),
-        ("json", "a.jsonl", b"{\"text\": \"good\"}\n{\"text\": \n".to_vec(), "a.jsonl: line 2: invalid JSON"),
+        ("invalid_json", "a.jsonl", b"{\"text\": \"good\"}\n{\"text\": \n".to_vec(), "a.jsonl: line 2: invalid JSON"),
         (
-            "field",
+            "no_text",
             "a.jsonl",
             b"{\"text\": \"good\"}\n{\"body\": 1}\n".to_vec(),
             "a.jsonl: line 2: no text: 'text' is missing",
         ),
-        ("gzip", "z/b.jsonl.gz", b"not gzip".to_vec(), "z/b.jsonl.gz: cannot be decompressed"),
+        ("unreadable_file", "z/b.jsonl.gz", b"not gzip".to_vec(), "z/b.jsonl.gz: cannot be read"),
     ];
-    for (case, name, bytes, expected) in cases {
+    for (reason, name, bytes, expected) in cases {
         let good = ("z/c.jsonl", jsonl(&["good"]));
         let folder = Folder::new(&[(name, bytes), good]);
         let error = folder.error(&[]);
-        assert!(error.contains(expected), "{case}: {error}");
+        assert!(error.contains(expected), "{reason}: {error}");
         let ran = folder.prepare("skipped", &["--on-error", "skip"]);
-        assert!(ran.status.success(), "{case}: {}", talk(&ran));
-        assert!(talk(&ran).contains("left out: 1 faulty, 0 empty"), "{case}: {}", talk(&ran));
+        assert!(ran.status.success(), "{reason}: {}", talk(&ran));
+        assert!(talk(&ran).contains(reason), "{reason}: {}", talk(&ran));
     }
 }
 
@@ -209,7 +101,7 @@ fn a_truncated_archive_fails() {
         let packed = pack(&jsonl(&TEXTS));
         let folder = Folder::new(&[(name, packed[..packed.len() - 6].to_vec())]);
         let error = folder.error(&[]);
-        assert!(error.contains(&format!("{name}: cannot be decompressed")), "{error}");
+        assert!(error.contains(&format!("{name}: cannot be read")), "{error}");
     }
 }
 
@@ -218,7 +110,10 @@ fn what_cannot_be_prepared_is_told() {
     let folder =
         Folder::new(&[("a.jsonl", jsonl(&["x"])), ("b.jsonl", b"\n".to_vec()), ("c.jsonl", jsonl(&["", " "]))]);
     for (flags, expected) in [
-        (vec!["--source", "s=b.jsonl,c.jsonl"], "source 's' has no text: all of its 2 inputs are empty"),
+        (
+            vec!["--source", "s=b.jsonl,c.jsonl"],
+            "source 's' has no text: nothing is left of its 2 inputs (left out: 2 empty)",
+        ),
         (vec!["--source", "s=nothing/*"], "source 's' matches no input object"),
         (vec!["--source", "s=a.jsonl", "--language", "t=en"], "--language names 't'"),
         (vec!["--source", "s=a.jsonl", "--tokenizer", "/nowhere.json"], "tokenizer /nowhere.json: "),
@@ -259,8 +154,8 @@ fn reads_and_writes_object_storage() {
     let server = runtime.block_on(SeaweedFs::start(&SeaweedFs::default_binary(), "bucket")).expect("SeaweedFS");
     let (raw, corpus) = (server.store("raw").expect("store"), server.store("corpus").expect("store"));
     runtime.block_on(raw.put("ne/1.jsonl.gz", gz(&jsonl(&TEXTS)).into())).expect("stored");
-    let ran = Command::new(env!("CARGO_BIN_EXE_polo"))
-        .args(["prepare", "--input", raw.url(), "--output", corpus.url(), "--tokenizer"])
+    let ran = Command::new(env!("CARGO_BIN_EXE_polo-prepare"))
+        .args(["--input", raw.url(), "--output", corpus.url(), "--tokenizer"])
         .arg(tokenizer_path())
         .envs(server.settings())
         .output()
