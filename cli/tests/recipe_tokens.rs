@@ -40,7 +40,7 @@ fn manifest() -> CorpusManifest {
         let (num_tokens, num_documents, digest) = ((billions * 1e9) as u64, 1, Digest::of(b"never read"));
         let (bin_key, idx_key) = (format!("{name}.bin"), format!("{name}.idx"));
         let shard = ShardEntry { bin_key, idx_key, num_tokens, num_documents, bin_digest: digest, idx_digest: digest };
-        Source { name, language: None, num_tokens, num_documents, num_bytes_text: 0, shards: vec![shard] }
+        Source { name, language: None, num_tokens, num_documents, num_bytes_text: 0, intake: None, shards: vec![shard] }
     };
     CorpusManifest {
         format_version: FORMAT_VERSION,

@@ -31,9 +31,12 @@ pub struct FastPath {
     byte_chars: [char; 256],
 }
 
+/// Ids of pieces of text.
+type PieceIds = HashMap<Box<[u8]>, Box<[u32]>>;
+
 thread_local! {
     /// Of one tokenizer: a process prepares with one.
-    static CACHE: RefCell<HashMap<Box<[u8]>, Box<[u32]>>> = RefCell::default();
+    static CACHE: RefCell<PieceIds> = RefCell::default();
 }
 
 impl FastPath {

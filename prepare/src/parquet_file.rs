@@ -139,7 +139,7 @@ impl RowBatches {
             self.next_row += num_rows as u64;
             let mut values = values.into_iter();
             for row in 0..num_rows {
-                let is_null = self.num_levels > 0 && levels[row] < self.num_levels;
+                let is_null = levels.get(row).is_some_and(|level| *level < self.num_levels);
                 // A copy, so that a batch does not hold whole pages.
                 let text = if is_null { None } else { values.next().map(|value| value.data().to_vec()) };
                 num_bytes += text.as_ref().map_or(0, Vec::len);
@@ -148,7 +148,7 @@ impl RowBatches {
         }
         let (key, records) = (self.key.clone(), Records::Rows { column: self.column_name.clone() });
         let is_empty = rows.is_empty();
-        Ok((!is_empty).then(|| Batch { key, records, first: first_row, first_byte: 0, content: Content::Rows(rows) }))
+        Ok((!is_empty).then_some(Batch { key, records, first: first_row, first_byte: 0, content: Content::Rows(rows) }))
     }
 
     /// The column of the group that is being read, or of the next one.

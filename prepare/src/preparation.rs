@@ -93,7 +93,7 @@ impl Preparation {
         for rejected in encoded.outcomes.iter_mut().filter_map(|outcome| outcome.as_mut().err()) {
             let Some(fault) = rejected.fault.take() else { continue };
             if self.args.on_error == OnError::Fail || fault.reason().is_none() {
-                return Err(fault);
+                return Err(*fault);
             }
             progress.skip(&fault);
         }

@@ -49,7 +49,7 @@ type FileBatches = Box<dyn Iterator<Item = Result<Batch, PrepareError>> + Send>;
 enum Opened {
     Empty,
     Stream(ObjectReader),
-    Pair(ObjectReader, ObjectReader),
+    Pair(Box<[ObjectReader; 2]>),
     Ranges(RangeReader),
 }
 
@@ -80,7 +80,7 @@ impl Reading {
             ObjectReader::new(self.runtime.clone(), self.store.clone(), &input.key, input.num_bytes, num_bytes_read)
         };
         match (&input.aligned, input.format) {
-            (Some(aligned), _) => Opened::Pair(stream(input), stream(aligned)),
+            (Some(aligned), _) => Opened::Pair(Box::new([stream(input), stream(aligned)])),
             _ if input.num_bytes == 0 => Opened::Empty,
             (_, Format::Parquet) => {
                 let (runtime, store, counter) =
@@ -99,7 +99,7 @@ impl Reading {
                 .map(|stream| Batches::new(&input.key, self.records(source, input), self.max_document_bytes, stream))
                 .map(|batches| Box::new(batches) as _)
                 .map_err(|error| read_error(&input.key, error)),
-            Opened::Pair(first, second) => self.aligned_batches(source, input, first, second),
+            Opened::Pair(pair) => self.aligned_batches(source, input, *pair),
         };
         batches.unwrap_or_else(|error| Box::new(std::iter::once(Err(error))))
     }
@@ -108,8 +108,7 @@ impl Reading {
         &self,
         source: usize,
         input: &Input,
-        first: ObjectReader,
-        second: ObjectReader,
+        [first, second]: [ObjectReader; 2],
     ) -> Result<FileBatches, PrepareError> {
         let Some(other) = &input.aligned else { return Ok(Box::new(std::iter::empty())) };
         let unpacked = |stream: ObjectReader, input: &Input| {

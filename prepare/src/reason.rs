@@ -19,7 +19,7 @@ pub struct Rejected {
     /// How its text begins, or what is wrong with it.
     pub excerpt: String,
     /// The error it is, unless the user wants it to pass.
-    pub fault: Option<PrepareError>,
+    pub fault: Option<Box<PrepareError>>,
 }
 
 impl Rejected {
@@ -33,7 +33,7 @@ impl Rejected {
 impl From<PrepareError> for Rejected {
     fn from(fault: PrepareError) -> Self {
         let reason = fault.reason().unwrap_or("fault");
-        Self { reason, place: None, num_bytes_text: 0, excerpt: fault.to_string(), fault: Some(fault) }
+        Self { reason, place: None, num_bytes_text: 0, excerpt: fault.to_string(), fault: Some(Box::new(fault)) }
     }
 }
 

@@ -325,8 +325,7 @@ impl Validation {
     /// Whether a watched source with this loss has become worse than its baseline allows.
     pub fn is_worse(&self, source: &str, baseline: f64, loss: f64) -> bool {
         let is_watched = self.watch.iter().any(|watched| watched == source);
-        // Not `>`: a loss that is not a number is worse as well.
-        is_watched && !(loss <= baseline * (1.0 + self.max_worsening))
+        is_watched && (loss.is_nan() || loss > baseline * (1.0 + self.max_worsening))
     }
 }
 

@@ -214,12 +214,11 @@ impl TorchArithmetic {
         params: &mut Parameters<'_>,
         is_cancelled: &dyn Fn() -> bool,
     ) -> Result<Vec<f64>, StepError> {
-        let numbers = self.validation_numbers.clone();
-        let window = move |set: usize, window| Window { source: numbers[set], window };
-        let wanted = groups.to_vec().into_iter();
-        let batches = wanted.map(move |HeldOut { set, windows }| windows.map(|w| window(set, w)).collect());
+        let window = |set: usize, window| Window { source: self.validation_numbers[set], window };
+        let batch = |group: &HeldOut| group.windows.clone().map(|w| window(group.set, w)).collect();
+        let batches: Vec<Vec<_>> = groups.iter().map(batch).collect();
         let (corpus, seq_len) = (self.corpus.clone(), self.batch.seq_len);
-        let loader = Loader::start(corpus, seq_len, NUM_AHEAD, self.runtime.clone(), batches);
+        let loader = Loader::start(corpus, seq_len, NUM_AHEAD, self.runtime.clone(), batches.into_iter());
         let mut loader = loader.map_err(StepError::Loader)?;
         let mut losses = Vec::with_capacity(groups.len());
         for wave in waves(params.gather(), groups.len()) {
