@@ -130,7 +130,8 @@ struct Worker {
 
 impl Worker {
     async fn join(lab: &Lab, coordinator: &Coordinator) -> Self {
-        let mut client = CoordinationClient::connect(format!("http://{}", coordinator.address)).await.expect("it listens");
+        let mut client =
+            CoordinationClient::connect(format!("http://{}", coordinator.address)).await.expect("it listens");
         let (words, said) = mpsc::unbounded_channel();
         words.send(SessionRequest { message: Some(lab.hello()) }).expect("open");
         let told = client.session(UnboundedReceiverStream::new(said)).await.expect("a session").into_inner();
@@ -187,8 +188,12 @@ async fn a_watched_source_that_ends_worse_is_shown_and_fails_the_command_if_that
     assert_eq!(ended.status.code(), Some(3), "{said}");
     let last: Value = serde_json::from_slice(&ended.stdout).expect("a line of JSON");
     assert_eq!((&last["outcome"], &last["num_alarms"]), (&json!("completed"), &json!(1)));
-    assert_eq!((&last["validation"]["en"]["last"]["step"], &last["validation"]["en"]["worse"]), (&json!(4), &json!(true)));
-    for words in ["validation at step 4: en loss 2.4", "alarm: source en is worse at step 2", "0.6000 bits/byte  alarm"] {
+    assert_eq!(
+        (&last["validation"]["en"]["last"]["step"], &last["validation"]["en"]["worse"]),
+        (&json!(4), &json!(true))
+    );
+    for words in ["validation at step 4: en loss 2.4", "alarm: source en is worse at step 2", "0.6000 bits/byte  alarm"]
+    {
         assert!(said.contains(words), "`{words}` is not in {said}");
     }
     let again = lab.coordinator(&[]).end().1;
