@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use clap::Args;
 use polo_coordinator::{News, Opening, Run, StopHandle, Tcp, machine::Outcome};
+use polo_proto::v1::SourceValidation;
 use polo_recipe::config::Recipe;
 use polo_store::recipe_file;
 use tokio::{
@@ -12,7 +13,11 @@ use tokio::{
     sync::mpsc,
 };
 
-use crate::{error::CliError, progress::Progress, talk::say};
+use crate::{
+    error::CliError,
+    progress::{Progress, validation_json},
+    talk::say,
+};
 
 /// What every way to start a coordinator needs.
 #[derive(Debug, Clone, Args)]
@@ -31,6 +36,9 @@ pub struct ServeArgs {
     /// Prints a progress line every so many steps
     #[arg(long, default_value_t = 1, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
     pub log_every: u64,
+    /// Exits with 3 if a source of `validation.watch` is worse than allowed when the run ends
+    #[arg(long)]
+    pub fail_on_worse: bool,
 }
 
 /// Arguments of `polo coordinator`.
@@ -77,12 +85,12 @@ pub async fn open(args: &ServeArgs, expected_workers: usize) -> Result<Opened, C
 
 /// `polo coordinator`.
 pub async fn run(args: CoordinatorArgs) -> Result<(), CliError> {
-    serve(open(&args.serve, args.workers).await?, args.serve.log_every).await
+    serve(open(&args.serve, args.workers).await?, &args.serve).await
 }
 
 /// Serves a run, whose workers others start, to its end.
-pub async fn serve(opened: Opened, log_every: u64) -> Result<(), CliError> {
-    let progress = tokio::spawn(Progress::new(log_every).follow(opened.news));
+pub async fn serve(opened: Opened, args: &ServeArgs) -> Result<(), CliError> {
+    let progress = tokio::spawn(Progress::new(args.log_every).follow(opened.news));
     let mut signals = Signals::new()?;
     let stop = opened.run.stop_handle();
     let serving = opened.run.serve(opened.listener);
@@ -93,14 +101,16 @@ pub async fn serve(opened: Opened, log_every: u64) -> Result<(), CliError> {
             () = signals.next() => signals.on_signal(&stop).await?,
         }
     };
-    conclude(&opened.recipe, outcome, progress).await
+    conclude(&opened.recipe, outcome, progress, args.fail_on_worse).await
 }
 
-/// Prints the end of a run: the table and the last JSON line, or the error.
+/// Prints the end of a run: the table and the last JSON line, or the error. With `fail_on_worse`, an alarm about a watched
+/// source that still stands is an error as well.
 pub async fn conclude(
     recipe: &Recipe,
     outcome: Outcome,
     progress: tokio::task::JoinHandle<Progress>,
+    fail_on_worse: bool,
 ) -> Result<(), CliError> {
     let progress = progress.await.unwrap_or_else(|_| Progress::new(1));
     let (ending, step, state_digest) = match outcome {
@@ -116,10 +126,18 @@ pub async fn conclude(
         "step": step,
         "num_incidents": progress.num_incidents(),
         "loss": progress.last_loss(),
+        "validation": validation_json(progress.validation()),
+        "num_alarms": progress.num_alarms(),
         "state_digest": state_digest,
     });
     println!("{line}");
-    Ok(())
+    if fail_on_worse { no_alarm(progress.validation()) } else { Ok(()) }
+}
+
+/// An error that names the sources about which an alarm stands.
+fn no_alarm(validation: &[SourceValidation]) -> Result<(), CliError> {
+    let worse: Vec<_> = validation.iter().filter(|v| v.worse).map(|v| v.source.as_str()).collect();
+    if worse.is_empty() { Ok(()) } else { Err(CliError::Worse { sources: worse.join(", ") }) }
 }
 
 /// Ctrl-C and SIGTERM: the first asks for a clean stop, the second ends at once.

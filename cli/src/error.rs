@@ -44,6 +44,10 @@ pub enum CliError {
     Refused { address: String, problem: String },
     #[error("the run failed: {0}")]
     RunFailed(String),
+    #[error(
+        "worse on held-out samples than `validation.max_worsening` allows: {sources}; the run's checkpoints are there all the same"
+    )]
+    Worse { sources: String },
     #[error("all workers have exited and the run is not over; their messages are above")]
     NoWorkersLeft,
     #[error("interrupted twice; the run was ended without a checkpoint")]
@@ -51,6 +55,14 @@ pub enum CliError {
 }
 
 impl CliError {
+    /// What the command exits with; 2 is clap's, for a command line that makes no sense.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Worse { .. } => 3,
+            _ => 1,
+        }
+    }
+
     /// Wraps an IO error with what was being done.
     pub fn io(what: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { what, source }

@@ -44,13 +44,21 @@ const EXAMPLES: &str = "Examples:
   polo verify recipe.toml
   polo export recipe.toml --to model/";
 
+const EXIT_CODES: &str = "Exit codes:
+  0  the run was completed, or stopped on request
+  1  it failed
+  2  the command line makes no sense
+  3  with --fail-on-worse: it ended well, but a watched source is worse than allowed";
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Turns raw text into token shards
     Prepare(polo_prepare::PrepareArgs),
     /// Runs a recipe on this machine: a coordinator and its workers
+    #[command(after_help = EXIT_CODES)]
     Run(run::RunArgs),
     /// Runs only the coordinator of a recipe
+    #[command(after_help = EXIT_CODES)]
     Coordinator(coordinate::CoordinatorArgs),
     /// Shows how a run stands
     Status(status::StatusArgs),
@@ -86,7 +94,7 @@ async fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
-            ExitCode::FAILURE
+            ExitCode::from(error.exit_code())
         }
     }
 }

@@ -38,7 +38,7 @@ pub struct RunArgs {
 pub async fn run(args: RunArgs) -> Result<(), CliError> {
     let opened = coordinate::open(&args.serve, args.workers.into()).await?;
     if opened.run.has_ended() {
-        return coordinate::serve(opened, args.serve.log_every).await;
+        return coordinate::serve(opened, &args.serve).await;
     }
     let folder = tempfile::tempdir().map_err(CliError::io("cannot make a temporary folder"))?;
     let recipe_path = folder.path().join("recipe.toml");
@@ -66,7 +66,7 @@ pub async fn run(args: RunArgs) -> Result<(), CliError> {
         }
     };
     workers.wait_for_all().await;
-    coordinate::conclude(&opened.recipe, outcome, progress).await
+    coordinate::conclude(&opened.recipe, outcome, progress, args.serve.fail_on_worse).await
 }
 
 fn beside_this_program(device: Device) -> PathBuf {

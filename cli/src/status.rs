@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::{
     control::{AddressArgs, connect, refused},
     error::CliError,
-    progress::line,
+    progress::{line, validation_json, validation_line},
 };
 
 /// Arguments of `polo status`.
@@ -74,6 +74,7 @@ fn to_text(status: &Status) -> String {
         lines.push(format!("  waiting for {}", status.waiting_for));
     }
     lines.extend(status.last_step.iter().map(|step| format!("  {}", line(step))));
+    lines.extend(status.validation.iter().map(|v| format!("  {}", validation_line(v))));
     lines.extend(status.members.iter().map(member_line));
     lines.extend(status.incidents.iter().map(incident_line));
     if !status.error.is_empty() {
@@ -167,6 +168,8 @@ fn to_json(status: &Status) -> serde_json::Value {
             "received_bytes": step.received_bytes,
             "skipped": step.skipped,
         })),
+        "validation": validation_json(&status.validation),
+        "num_alarms": status.num_alarms,
         "members": status.members.iter().map(|m| json!({
             "worker_id": m.worker_id,
             "host": m.host,

@@ -50,6 +50,8 @@ pub enum News {
     Notice(Notice),
     /// A step was completed.
     Step(v1::StepSummary),
+    /// The run has ended, or had when it was opened; how it stands.
+    Ended(Box<v1::Status>),
 }
 
 /// Everything about the run that does not change.
@@ -83,7 +85,13 @@ pub(crate) struct Core {
 
 impl Core {
     /// Handles events until the run ends.
-    pub async fn run(&mut self, mut inbound: mpsc::Receiver<Inbound>) -> Outcome {
+    pub async fn run(&mut self, inbound: mpsc::Receiver<Inbound>) -> Outcome {
+        let outcome = self.run_to_end(inbound).await;
+        let _ = self.news.send(News::Ended(Box::new(self.current_status())));
+        outcome
+    }
+
+    async fn run_to_end(&mut self, mut inbound: mpsc::Receiver<Inbound>) -> Outcome {
         if let Some(outcome) = self.state.outcome() {
             return outcome.clone();
         }

@@ -248,5 +248,6 @@ fn settings(
         wait_timeout_ms: workers.wait_timeout_s * 1000,
         heartbeat_timeout_ms: workers.heartbeat_timeout_ms,
         evict_stragglers: workers.evict_stragglers,
+        validation: recipe.validation.clone(),
     }
 }

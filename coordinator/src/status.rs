@@ -4,7 +4,7 @@ use polo_proto::v1;
 use polo_recipe::{ids::Step, plan::Plan};
 
 use crate::{
-    machine::{Bill, Formation, Hold, Incident, Member, NowMs, Outcome, State, WorkerId},
+    machine::{Bill, Formation, Hold, Incident, Member, NowMs, Outcome, SourceLoss, Standpoint, State, WorkerId},
     wire,
 };
 
@@ -80,6 +80,8 @@ pub fn status(
         state_digest,
         error,
         goodput: state.goodput().share(now),
+        validation: state.validations().standpoints().into_iter().map(source_validation).collect(),
+        num_alarms: state.validations().num_alarms() as u32,
     }
 }
 
@@ -155,6 +157,22 @@ fn incident(incident: &Incident) -> v1::Incident {
         recovery_ms: incident.recovery_ms,
         bill: Some(bill(&incident.bill)),
     }
+}
+
+fn source_validation(standpoint: Standpoint<'_>) -> v1::SourceValidation {
+    let Standpoint { baseline, last, is_watched, is_worse } = standpoint;
+    v1::SourceValidation {
+        source: last.1.source.clone(),
+        baseline: Some(evaluation(baseline)),
+        last: Some(evaluation(last)),
+        watched: is_watched,
+        worse: is_worse,
+    }
+}
+
+fn evaluation((step, of_source): (Step, &SourceLoss)) -> v1::Evaluation {
+    let SourceLoss { source: _, loss, num_tokens, bits_per_byte } = of_source;
+    v1::Evaluation { step: step.0, loss: *loss, num_tokens: *num_tokens, bits_per_byte: *bits_per_byte }
 }
 
 fn bill(bill: &Bill) -> v1::Bill {

@@ -8,7 +8,8 @@ use polo_recipe::ids::{Generation, Rank, Step};
 use prost::Message as _;
 
 use crate::machine::{
-    Arrival, CheckpointPart, Introduction, Peer, Remedy, Role, Said, Standing, StepDone, Tell, WorkerId,
+    Arrival, CheckpointPart, Evaluation, Introduction, Peer, Remedy, Role, Said, SourceLoss, Standing, StepDone, Tell,
+    WorkerId,
 };
 
 /// A message that makes no sense.
@@ -87,7 +88,7 @@ pub fn said(message: v1::SessionRequest) -> Result<Said, WireError> {
             remedy: remedy(m.action()).ok_or(WireError::Empty)?,
             suspects: ranks(m.suspects),
         },
-        Message::Validated(_) => return Err(WireError::Empty),
+        Message::Validated(m) => Said::Validated(evaluation(m)),
         Message::Failed(m) => Said::Failed { reason: m.reason, ends_run: m.ends_run },
     })
 }
@@ -105,6 +106,15 @@ fn arrival(m: v1::Arrived) -> Arrival {
         abort_ms: m.abort_ms,
         transfer_ms: m.transfer_ms,
     }
+}
+
+/// Whose generation it was does not matter: a state's losses are the same in any.
+fn evaluation(m: v1::Validated) -> Evaluation {
+    let of_source = |loss: v1::ValidationLoss| {
+        let v1::ValidationLoss { source, loss, num_tokens, bits_per_byte } = loss;
+        SourceLoss { source, loss, num_tokens, bits_per_byte }
+    };
+    Evaluation { step: Step(m.step), sources: m.sources.into_iter().map(of_source).collect() }
 }
 
 fn remedy(action: v1::TroubleAction) -> Option<Remedy> {

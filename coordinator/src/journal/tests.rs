@@ -1,7 +1,7 @@
 use polo_recipe::ids::{Generation, Step};
 
 use super::*;
-use crate::machine::{Goodput, Outcome, RecordError};
+use crate::machine::{Evaluation, Goodput, Outcome, RecordError, SourceLoss};
 
 fn store(name: &str) -> Store {
     Store::open(&format!("memory://journal-{name}")).expect("open")
@@ -77,6 +77,23 @@ async fn nobody_holds_a_run_that_has_ended() {
     written.await.expect("written before the journal closed");
     let past = read(&store).await.expect("readable");
     assert_eq!((past.holder, past.restored.ended), (None, Some(ended)));
+}
+
+#[tokio::test]
+async fn evaluations_are_kept_with_every_bit_beside_entries_of_before_there_were_any() {
+    let store = store("evaluations");
+    let before = r#"{"coordinator":1,"entry":{"generation":{"generation":3,"members":[],"step":30,"goodput":{"trained_ms":1,"elapsed_ms":2}}}}"#;
+    store.put("journal/00000000000000000001.json", before.into()).await.expect("put");
+    let evaluation = Evaluation {
+        step: Step(30),
+        sources: [0.1 + 0.2, 1e-300, f64::INFINITY, 2.0_f64.next_up()]
+            .map(|loss| SourceLoss { source: "en".into(), loss, num_tokens: 24, bits_per_byte: Some(loss / 3.0) })
+            .to_vec(),
+    };
+    let journal = take_up(&store).await.expect("taken up");
+    journal.record(Entry::Validated(evaluation.clone())).await.expect("written");
+    let restored = read(&store).await.expect("readable").restored;
+    assert_eq!((restored.generation, restored.evaluations), (Generation(3), vec![evaluation]));
 }
 
 #[tokio::test]

@@ -4,7 +4,9 @@ use std::{fmt, sync::Arc};
 
 use polo_recipe::ids::{Generation, Rank, Step};
 
-use super::{CheckpointDraft, Entry, LossCause, Outcome, Remedy, Role, Seat, WentBack, WorkerId, types::count};
+use super::{
+    CheckpointDraft, Entry, LossCause, Outcome, Remedy, Role, Seat, SourceChange, WentBack, WorkerId, types::count,
+};
 
 /// What the shell must do.
 #[derive(Debug, Clone, PartialEq)]
@@ -113,6 +115,39 @@ pub enum Notice {
     CheckpointFailed(Step, String),
     /// A checkpoint is damaged and will not be used.
     CheckpointSkipped(Step, String),
+    /// The state of this step was evaluated on held-out samples.
+    Validated(Step, Vec<SourceChange>),
+    /// A watched source has become worse than allowed: its losses.
+    Worsened {
+        /// The source.
+        source: String,
+        /// Mean loss per token at the baseline.
+        baseline: f64,
+        /// The same now.
+        now: f64,
+        /// When it was seen.
+        step: Step,
+    },
+    /// A watched source is no longer worse than allowed.
+    Recovered {
+        /// The source.
+        source: String,
+        /// Mean loss per token at the baseline.
+        baseline: f64,
+        /// The same now.
+        now: f64,
+        /// When it was seen.
+        step: Step,
+    },
+    /// A worker says something else of a state's losses than was said first.
+    ValidationsDiffer {
+        /// Who says so.
+        worker: WorkerId,
+        /// Step of the state.
+        step: Step,
+        /// Sources that differ.
+        sources: Vec<String>,
+    },
     /// A stop was asked for.
     Stopping,
 }
@@ -148,6 +183,28 @@ impl fmt::Display for Notice {
             Self::CheckpointStored(step) => write!(f, "checkpoint of step {step} stored"),
             Self::CheckpointFailed(step, error) => write!(f, "checkpoint of step {step} could not be stored: {error}"),
             Self::CheckpointSkipped(step, problem) => write!(f, "checkpoint of step {step} is skipped: {problem}"),
+            Self::Validated(step, sources) => write!(f, "validation at step {step}: {}", losses_in_words(sources)),
+            Self::Worsened { source, baseline, now, step } => {
+                let change = change_in_words(now / baseline - 1.0);
+                write!(
+                    f,
+                    "alarm: source {source} is worse at step {step} than allowed: loss {now:.4}, {baseline:.4} at the baseline ({change})"
+                )
+            }
+            Self::Recovered { source, baseline, now, step } => {
+                let change = change_in_words(now / baseline - 1.0);
+                write!(
+                    f,
+                    "the alarm is over: source {source} has loss {now:.4} at step {step}, {baseline:.4} at the baseline ({change})"
+                )
+            }
+            Self::ValidationsDiffer { worker, step, sources } => {
+                write!(
+                    f,
+                    "worker {worker} has other losses of {} at step {step} than were reported first; the memory or processor of one machine is faulty, or one worker is of another version",
+                    sources.join(", ")
+                )
+            }
             Self::Stopping => write!(f, "stopping at the next step boundary, with a checkpoint"),
         }
     }
@@ -160,6 +217,19 @@ fn in_words(remedy: Remedy) -> &'static str {
         Remedy::Recheck => "other workers compute the same samples",
         Remedy::Blame => "the same samples are fine elsewhere, so its machine is at fault",
     }
+}
+
+fn losses_in_words(sources: &[SourceChange]) -> String {
+    let in_words = |SourceChange { now, worsening }: &SourceChange| {
+        let bits = now.bits_per_byte.map(|bits| format!(", {bits:.4} bits per byte")).unwrap_or_default();
+        let change = worsening.map(|by| format!(" ({})", change_in_words(by))).unwrap_or_default();
+        format!("{} loss {:.4}{bits}{change}", now.source, now.loss)
+    };
+    sources.iter().map(in_words).collect::<Vec<_>>().join("; ")
+}
+
+fn change_in_words(worsening: f64) -> String {
+    format!("{:+.2} %", worsening * 100.0)
 }
 
 fn names<'a>(workers: impl IntoIterator<Item = &'a WorkerId>) -> String {

@@ -94,9 +94,11 @@ impl State {
         actions
     }
 
-    /// No step for far longer than steps take: whoever has been at work of its own all the time is stuck.
+    /// No step for far longer than steps take: whoever has been at work of its own all the time is stuck. Not so after the
+    /// last step, and while a state is evaluated, of which nobody knows how long it takes.
     fn lose_stuck_members(&mut self, now: NowMs) -> Vec<Action> {
-        if self.is_stopping() || self.step >= self.settings.num_steps {
+        let (num_steps, step) = (self.settings.num_steps, self.step);
+        if self.is_stopping() || step >= num_steps || self.validations.is_due(step, num_steps) {
             self.watch.expect_no_step();
             return Vec::new();
         }

@@ -2,7 +2,7 @@
 
 use polo_recipe::ids::{Generation, Rank, Step};
 
-use super::{CheckpointPart, Introduction, RecordError, Standing, WorkerId};
+use super::{CheckpointPart, Evaluation, Introduction, RecordError, Standing, WorkerId};
 
 /// What a worker or a person said, or what became of an action.
 #[derive(Debug, Clone, PartialEq)]
@@ -102,6 +102,8 @@ pub enum Said {
         /// What is wrong with it.
         problem: String,
     },
+    /// It evaluated, with the others, a state on held-out samples.
+    Validated(Evaluation),
     /// It took its last step.
     Finished {
         /// The generation that it finished in.

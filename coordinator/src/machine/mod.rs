@@ -20,6 +20,7 @@ mod pace;
 mod restoring;
 mod roster;
 mod types;
+mod validation;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use polo_recipe::ids::{Generation, Rank, Step};
 
 pub use self::{
     actions::*, events::*, forming::Hold, goodput::Goodput, incidents::*, members::Member, restoring::*, types::*,
+    validation::*,
 };
 use self::{checkpoints::Checkpoints, detection::Watch, draining::DrainCheckpoint, ending::Ending, pace::Pace};
 
@@ -89,6 +91,7 @@ pub struct State {
     pub(crate) watch: Watch,
     pub(crate) drain_checkpoint: Option<DrainCheckpoint>,
     pub(crate) ending: Ending,
+    pub(crate) validations: Validations,
 }
 
 impl State {
@@ -97,6 +100,7 @@ impl State {
     pub fn new(settings: Settings, last_generation: Generation, checkpoints: Vec<Step>, now: NowMs) -> Self {
         let checkpoints = Checkpoints::new(checkpoints);
         Self {
+            validations: Validations::new(settings.validation.clone()),
             settings,
             members: BTreeMap::new(),
             leavers: BTreeSet::new(),
@@ -195,6 +199,7 @@ impl State {
             }
             Said::CheckpointPart(part) => self.checkpoint_part(now, &worker, part),
             Said::CheckpointDamaged { generation, step, problem } => self.damaged(now, generation, step, problem),
+            Said::Validated(evaluation) => self.validated(worker, evaluation),
             Said::Finished { generation, step } => self.finished(worker, generation, step),
             Said::Failed { reason, ends_run } => self.worker_failed(now, &worker, reason, ends_run),
         }
@@ -307,7 +312,13 @@ impl State {
 
 /// Whether an event by itself is no reason to look at the membership. Whatever it leads to may still be one.
 fn is_routine(event: &Event) -> bool {
-    matches!(event, Event::Tick | Event::Said(_, _, Said::Heartbeat { .. } | Said::StepDone(_) | Said::Arrived(_)))
+    match event {
+        Event::Tick => true,
+        Event::Said(_, _, said) => {
+            matches!(said, Said::Heartbeat { .. } | Said::StepDone(_) | Said::Arrived(_) | Said::Validated(_))
+        }
+        _ => false,
+    }
 }
 
 #[cfg(test)]

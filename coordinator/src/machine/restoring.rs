@@ -9,7 +9,8 @@ use polo_recipe::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Action, Formation, Goodput, Incident, Introduction, Member, NowMs, Outcome, Role, Seat, Settings, State, WorkerId,
+    Action, Evaluation, Formation, Goodput, Incident, Introduction, Member, NowMs, Outcome, Role, Seat, Settings,
+    State, WorkerId,
 };
 
 /// How much longer than a heartbeat may take a worker has, to find a coordinator that was away.
@@ -32,6 +33,8 @@ pub enum Entry {
     },
     /// An interruption: once when it is decided, and again, with the same number, when it is over.
     Incident(Incident),
+    /// The losses of a state on held-out samples.
+    Validated(Evaluation),
     /// The run's end.
     Ended(Outcome),
 }
@@ -67,6 +70,9 @@ pub struct Restored {
     pub checkpoints: Vec<Step>,
     /// Interruptions, oldest first.
     pub incidents: Vec<Incident>,
+    /// Evaluations on held-out samples.
+    #[serde(default)]
+    pub evaluations: Vec<Evaluation>,
     /// How the time had been spent.
     pub goodput: Goodput,
     /// How the run ended, if it did.
@@ -86,6 +92,7 @@ impl Restored {
                 Some(known) => *known = incident,
                 None => self.incidents.push(incident),
             },
+            Entry::Validated(evaluation) => self.evaluations.push(evaluation),
             Entry::Ended(outcome) => {
                 self.members.clear();
                 self.ended = Some(outcome);
@@ -98,7 +105,7 @@ impl State {
     /// A run that another coordinator, or this one before it was restarted, has served. Its members are expected back,
     /// and each is looked for at once.
     pub fn restore(settings: Settings, restored: Restored, now: NowMs) -> (Self, Vec<Action>) {
-        let Restored { mut generation, members, step, checkpoints, incidents, goodput, ended } = restored;
+        let Restored { mut generation, members, step, checkpoints, incidents, evaluations, goodput, ended } = restored;
         if is_back(Mistake::GenerationReused) {
             generation = Generation(generation.0.saturating_sub(1));
         }
@@ -106,6 +113,10 @@ impl State {
         state.step = state.step.max(step);
         state.goodput = goodput;
         state.incidents = incidents;
+        for evaluation in evaluations {
+            // What it raised was told when it came.
+            state.validations.add(evaluation);
+        }
         let open = state.incidents.iter_mut().filter(|i| i.recovery_ms.is_none());
         open.for_each(|incident| (incident.sign_ms, incident.at_ms) = (now, now));
         if let Some(Outcome::Completed { step, .. }) = &ended

@@ -9,6 +9,7 @@ mod joining;
 mod losses;
 mod restarts;
 mod spares;
+mod validation;
 
 use super::*;
 
@@ -35,6 +36,7 @@ fn settings() -> Settings {
         wait_timeout_ms: 60_000,
         heartbeat_timeout_ms: 2000,
         evict_stragglers: false,
+        validation: None,
     }
 }
 

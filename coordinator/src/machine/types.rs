@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use polo_recipe::ids::{Generation, Step};
+use polo_recipe::{
+    config::Validation,
+    ids::{Generation, Step},
+};
 use serde::{Deserialize, Serialize};
 
 /// Milliseconds of a clock that only goes forward; its zero means nothing.
@@ -44,6 +47,8 @@ pub struct Settings {
     pub heartbeat_timeout_ms: NowMs,
     /// Whether a spare takes the place of a member that is consistently slower than the others.
     pub evict_stragglers: bool,
+    /// What is evaluated when, and which sources must not get worse.
+    pub validation: Option<Validation>,
 }
 
 /// A process that wants to be a worker.
