@@ -388,7 +388,8 @@ fn validation_losses(setting: &Setting, losses: &[f64]) -> Vec<v1::ValidationLos
     let loss = |(number, (set, sum)): (usize, (&ValidationSet, &f64))| {
         let num_tokens = (set.windows.end - set.windows.start) * setting.batch.seq_len as u64;
         let loss = sum / num_tokens as f64;
-        let bits_per_byte = setting.bytes_per_token.get(number).map(|bytes| loss / std::f64::consts::LN_2 / bytes);
+        let bytes_per_token = setting.bytes_per_token.get(number).filter(|bytes| **bytes > 0.0);
+        let bits_per_byte = bytes_per_token.map(|bytes| loss / std::f64::consts::LN_2 / bytes);
         v1::ValidationLoss { source: set.source.clone(), loss, num_tokens, bits_per_byte }
     };
     setting.plan.validation_sets().iter().zip(losses).enumerate().map(loss).collect()
