@@ -11,7 +11,7 @@ use polo_proto::v1::{
     session_response,
 };
 use polo_recipe::layout::Layout;
-use polo_store::{Store, recipe_file, testing::put_corpus};
+use polo_store::{Store, checkpoint::put_chunk, recipe_file, testing::put_corpus};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -80,11 +80,16 @@ impl Lab {
         })
     }
 
-    /// Stores the state of a step, as far as the coordinator can know.
-    fn checkpoint(&self, generation: u64, step: u64) -> Message {
+    /// Stores a state of zeros as that of the step.
+    async fn checkpoint(&self, generation: u64, step: u64) -> Message {
         let recipe = recipe_file::load(&self.folder.path().join("recipe.toml"), &[]).expect("a recipe");
-        let num_chunks = Layout::qwen2(&recipe.model.qwen2).chunks.len() as u32;
-        let chunks = (0..num_chunks).map(|chunk| v1::ChunkDigest { chunk, digest: vec![7; 32] }).collect();
+        let store = Store::open(&recipe.run.store).expect("a folder");
+        let mut chunks = Vec::new();
+        for (chunk, spec) in (0..).zip(&Layout::qwen2(&recipe.model.qwen2).chunks) {
+            // A parameter and its two moments, of 4 bytes each.
+            let digest = put_chunk(&store, vec![0; 12 * spec.range.len()].into()).await.expect("stored");
+            chunks.push(v1::ChunkDigest { chunk, digest: digest.0.to_vec() });
+        }
         Message::CheckpointPart(v1::CheckpointPart { generation, step, chunks, ..Default::default() })
     }
 }
@@ -115,9 +120,18 @@ impl Coordinator {
 
     /// What it said to people, and its last words.
     fn end(mut self) -> (String, Output) {
-        let mut said = String::new();
+        let (mut said, mut stdout) = (String::new(), Vec::new());
         self.talk.read_to_string(&mut said).expect("UTF-8");
-        (said, self.process.wait_with_output().expect("it ends"))
+        self.process.stdout.take().expect("piped").read_to_end(&mut stdout).expect("read");
+        let status = self.process.wait().expect("it ends");
+        (said, Output { status, stdout, stderr: Vec::new() })
+    }
+}
+
+impl Drop for Coordinator {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 
@@ -160,14 +174,15 @@ impl Worker {
     }
 
     async fn finish(mut self, lab: &Lab, step: u64) {
-        self.say(lab.checkpoint(self.generation, step));
+        self.say(lab.checkpoint(self.generation, step).await);
         let generation = self.generation;
         self.say(Message::Finished(v1::Finished { generation, step, state_digest: String::new() }));
         while self.hear().await.is_some() {}
     }
 }
 
-#[tokio::test]
+// What waits for the coordinator's processes blocks its thread.
+#[tokio::test(flavor = "multi_thread")]
 async fn a_watched_source_that_ends_worse_is_shown_and_fails_the_command_if_that_is_wanted() {
     let lab = Lab::new().await;
     let coordinator = lab.coordinator(&["--fail-on-worse"]);
@@ -202,7 +217,7 @@ async fn a_watched_source_that_ends_worse_is_shown_and_fails_the_command_if_that
     assert_eq!(again["validation"], last["validation"], "the journal knows it");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_watched_source_that_is_good_again_fails_nothing() {
     let lab = Lab::new().await;
     let coordinator = lab.coordinator(&["--fail-on-worse"]);
