@@ -156,8 +156,10 @@ impl Core {
                 None
             }
             Inbound::Watch(asker) => {
+                // Before it is published: nothing is where nobody watches, and the first who does begins with what is.
+                let watching = self.status.subscribe();
                 self.publish();
-                let _ = asker.send(self.status.subscribe());
+                let _ = asker.send(watching);
                 None
             }
             Inbound::Drain(worker, asker) => self.drain(worker, asker),
