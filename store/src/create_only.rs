@@ -50,7 +50,7 @@ pub(crate) struct Backoff {
     pub first: Duration,
     pub most: Duration,
     pub limit: Duration,
-    /// Sets rivals apart in time. Who writes other bytes should have another one.
+    /// Sets apart in time whoever waits for other objects.
     pub salt: u64,
 }
 

@@ -181,7 +181,7 @@ impl Store {
             Attempt::from_put(put.map(drop))
         };
         let is_ours = move || async move { Ok(self.objects.get(path).await?.bytes().await? == *bytes) };
-        let backoff = Backoff { salt: salt_of(bytes), ..BACKOFF };
+        let backoff = Backoff { salt: salt_of(key), ..BACKOFF };
         let start = Instant::now();
         let made = create_only(try_put, is_ours, backoff).await;
         made.map_err(|e| StoreError::from_object(e, self.url_of(key), "create", start.elapsed()))
@@ -223,7 +223,7 @@ impl Store {
         Work: Future<Output = Result<T, ObjectError>>,
     {
         let start = Instant::now();
-        let backoff = Backoff { salt: rand::random(), ..BACKOFF };
+        let backoff = Backoff { salt: salt_of(key), ..BACKOFF };
         for num_failures in 0.. {
             let error = match work().await {
                 Ok(done) => return Ok(done),
@@ -253,6 +253,7 @@ fn may_go_away(error: &ObjectError) -> bool {
     is_transient(error) || Answer::of(error).is_one_of(&["NoSuchUpload"])
 }
 
-fn salt_of(bytes: &Bytes) -> u64 {
-    Digest::of(bytes).as_bytes().iter().take(8).fold(0, |salt, byte| salt << 8 | u64::from(*byte))
+/// Follows from the key, so that simulated runs can be replayed; those that wait for the same object may wait alike.
+fn salt_of(key: &str) -> u64 {
+    Digest::of(key.as_bytes()).as_bytes().iter().take(8).fold(0, |salt, byte| salt << 8 | u64::from(*byte))
 }

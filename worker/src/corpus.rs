@@ -16,7 +16,9 @@ pub enum CorpusError {
     #[error(transparent)]
     Manifest(#[from] ManifestError),
     #[error(transparent)]
-    Cache(#[from] CacheError),
+    Cache(CacheError),
+    #[error("{0}, or prepare the corpus again")]
+    Damaged(CacheError),
     #[error("{url}: {source}")]
     Shard { url: String, source: IndexedError },
     #[error("{url} holds {found} tokens, and the manifest says {expected}; prepare the corpus again")]
@@ -35,6 +37,12 @@ pub enum CorpusError {
          corpus again"
     )]
     BadToken { name: String, url: String, offset: u64, id: i64, vocab_size: u64 },
+}
+
+impl From<CacheError> for CorpusError {
+    fn from(error: CacheError) -> Self {
+        if matches!(error, CacheError::Damaged { .. }) { Self::Damaged(error) } else { Self::Cache(error) }
+    }
 }
 
 impl CorpusError {

@@ -149,7 +149,7 @@ fn a_damaged_shard_is_refused_and_leaves_nothing_in_the_cache() {
         Made::flip_byte(&made.folder.path().join("store").join(file), 5);
         let corpus = made.open().expect("the manifest is good");
         let error = made.window(&corpus, 0, 4).expect_err("damaged");
-        assert!(matches!(error, CorpusError::Cache(CacheError::Damaged { .. })), "{error}");
+        assert!(matches!(error, CorpusError::Damaged(CacheError::Damaged { .. })), "{error}");
         assert!(error.to_string().contains(file), "{error}");
         assert_eq!(made.num_cached(), if file.ends_with("bin") { 0 } else { 1 });
     }
