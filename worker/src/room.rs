@@ -80,9 +80,11 @@ mod tests {
 
     #[test]
     fn where_no_number_of_workers_is_enough_the_recipe_is_what_to_change() {
-        let least = footprint(&problem(), 8).expect("a share").total_bytes();
-        let refused = check_room(&problem(), 2, least - 1).expect_err("too much for any");
-        assert!(refused.to_string().contains("set model.recompute=true: then "), "{refused}");
+        let least = (1..=8).filter_map(|num_workers| footprint(&problem(), num_workers)).map(|f| f.total_bytes()).min();
+        let refused = check_room(&problem(), 2, least.expect("worlds") - 1).expect_err("too much for any");
+        let (text, fewest) = (refused.to_string(), refused.smallest_num_workers.expect("a changed recipe does"));
+        let sets = refused.sets.join(" and ");
+        assert!(!sets.is_empty() && text.contains(&format!("set {sets}: then {fewest} or more will do")), "{text}");
         let refused = check_room(&problem(), 2, 1000).expect_err("too much for any recipe");
         assert!(refused.to_string().contains("take a GPU with more memory"), "{refused}");
     }
