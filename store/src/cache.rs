@@ -161,12 +161,15 @@ impl Cache {
         Ok(None)
     }
 
-    /// An empty file with room for what is wanted; none while another process is fetching it.
+    /// An empty file with room for what is wanted; none while another process is fetching it, or has done so meanwhile.
     async fn make_room(&self, want: &Want, url: &str) -> Result<Option<Part>, CacheError> {
         let lock_path = self.folder.join("lock");
         let lock = File::create(&lock_path).map_err(disk_error(&lock_path))?;
         locked(&lock, File::try_lock).await.map_err(disk_error(&lock_path))?;
         let files = self.look_around().map_err(disk_error(&self.folder))?;
+        if self.folder.join(want.digest.to_string()).exists() {
+            return Ok(None);
+        }
         match plan(&files, want, self.max_bytes, SystemTime::now()) {
             Plan::Wait => Ok(None),
             Plan::Full { in_use_bytes } => Err(CacheError::Full {
