@@ -20,7 +20,9 @@ fn main() {
 
 /// The libraries of the CUDA flavour, whose common part is the same as in the CPU flavour: only the last link differs.
 fn cuda(libtorch: &Path) -> PathBuf {
-    let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("../third_party/libtorch-cuda");
+    // As it is now: clones that share a target folder also share this program, which another one may have built.
+    let here = env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default();
+    let made = Path::new(&here).join("../third_party/libtorch-cuda");
     println!("cargo:rerun-if-changed={}", made.join("build-version").display());
     let has_cuda = |folder: &PathBuf| folder.join("lib/libtorch_cuda.so").is_file();
     let Some(found) = [libtorch.into(), made].into_iter().find(has_cuda) else {
