@@ -90,10 +90,7 @@ pub async fn whole_gradients(
 ) -> Result<(), StepError> {
     let num_blocks = layout.blocks.len();
     for slots in waves(params.gather(), num_slots) {
-        let mut all = Vec::with_capacity(layout.num_params);
-        for block in 0..num_blocks {
-            all.extend_from_slice(&params.block(block).await?);
-        }
+        let all = all_blocks(params, num_blocks).await?;
         let mut whole = Vec::new();
         for slot in slots.clone() {
             whole.push(gradient(slot, &all).await?);
@@ -112,6 +109,15 @@ pub async fn whole_gradients(
     Ok(())
 }
 
+/// All parameters, asked for block by block.
+async fn all_blocks(params: &mut Parameters<'_>, num_blocks: usize) -> Result<Vec<f32>, StepError> {
+    let mut all = Vec::new();
+    for block in 0..num_blocks {
+        all.extend_from_slice(&params.block(block).await?);
+    }
+    Ok(all)
+}
+
 /// Computes losses by a function from a group and all parameters, for arithmetic that does not go block by block.
 pub async fn whole_losses(
     groups: &[HeldOut],
@@ -121,10 +127,7 @@ pub async fn whole_losses(
 ) -> Result<Vec<f64>, StepError> {
     let mut losses = Vec::with_capacity(groups.len());
     for wave in waves(params.gather(), groups.len()) {
-        let mut all = Vec::new();
-        for block in 0..num_blocks {
-            all.extend_from_slice(&params.block(block).await?);
-        }
+        let all = all_blocks(params, num_blocks).await?;
         for group in &groups[wave] {
             losses.push(loss(group, &all).await?);
         }

@@ -32,7 +32,7 @@ pub enum HomeError {
     #[error(transparent)]
     Device(#[from] StreamError),
     /// The driver refused.
-    #[error("the NVIDIA driver cannot {what}: {result}")]
+    #[error("the NVIDIA driver cannot {what}: {result}; see nvidia-smi, and dmesg for what befell the GPU")]
     Driver {
         /// What was tried.
         what: &'static str,
@@ -40,7 +40,9 @@ pub enum HomeError {
         result: String,
     },
     /// Host and GPU may not use memory at the same time.
-    #[error("{0:?} does not let the host read memory while it computes; a data-centre card under Linux does")]
+    #[error(
+        "{0:?} does not let the host read memory while it computes; a data-centre card under Linux does: take one, or set run.device = \"cpu\""
+    )]
     NotConcurrent(Device),
     /// There is one home for a process.
     #[error("vectors of this process live on {0:?} already")]
@@ -74,7 +76,7 @@ pub fn settle(device: Device) -> Result<(), HomeError> {
         driver::cuMemGetInfo_v2(&raw mut free_bytes, &raw mut total_bytes)
     })?;
     let gpu = Gpu { device, free_bytes, taken_bytes: AtomicUsize::new(0) };
-    HOME.set(gpu).map_err(|gpu| HomeError::Settled(gpu.device))
+    HOME.set(gpu).map_err(|_| HomeError::Settled(self::device()))
 }
 
 fn is_concurrent(index: usize) -> Result<bool, HomeError> {
@@ -141,7 +143,10 @@ impl Managed {
         let len_bytes = len * size_of::<f32>();
         let taken_bytes = gpu.taken_bytes.fetch_add(len_bytes, Ordering::Relaxed) + len_bytes;
         let (device, free_bytes) = (gpu.device, gpu.free_bytes);
-        assert!(taken_bytes <= free_bytes, "{device:?} had {free_bytes} bytes free, and {taken_bytes} are wanted now");
+        assert!(
+            taken_bytes <= free_bytes,
+            "{device:?} had {free_bytes} bytes free, and {taken_bytes} are wanted now; `polo plan` says what would fit"
+        );
         Some(Self { address: allocate(device, len_bytes).unwrap_or_else(|error| panic!("{error}")), len })
     }
 
