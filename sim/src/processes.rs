@@ -10,7 +10,10 @@ use std::{
 };
 
 use futures::future::join;
-use polo_coordinator::{Opening, Run, machine::Outcome};
+use polo_coordinator::{
+    News, Opening, Run,
+    machine::{Notice, Outcome},
+};
 use polo_proto::v1;
 use polo_recipe::{config::Recipe, layout::Layout, plan::Plan};
 use polo_store::Store;
@@ -77,7 +80,10 @@ pub async fn coordinator(shared: Rc<Shared>) -> turmoil::Result {
     let (recipe, notes) = (shared.recipe.clone(), shared.clone());
     tokio::task::spawn_local(async move {
         while let Some(news) = news.recv().await {
-            if let polo_coordinator::News::Notice(notice) = news {
+            if let News::Notice(notice) = news {
+                if matches!(notice, Notice::ValidationsDiffer { .. }) {
+                    notes.oracle.note(notice.to_string());
+                }
                 notes.note(notice.to_string());
             }
         }

@@ -47,13 +47,20 @@ pub fn recipe(scenario: &Scenario, name: &str) -> Recipe {
         exchange_timeout_s = 10
         coordinator_timeout_s = 120
         {}
+        {}
         "#,
+        validation(scenario),
         stages(scenario),
     );
     let mut recipe = Recipe::resolve(&text, std::iter::empty(), &[], |_| Err("no files here".into()))
         .unwrap_or_else(|error| panic!("the simulated recipe: {error}"));
     recipe.workers.gather = scenario.gather;
     recipe
+}
+
+fn validation(scenario: &Scenario) -> String {
+    let section = |every: u64| format!("[validation]\nevery_steps = {every}\nsamples_per_source = 5");
+    scenario.validated_every_steps.map(section).unwrap_or_default()
 }
 
 fn stages(scenario: &Scenario) -> String {

@@ -20,6 +20,8 @@ pub struct Scenario {
     pub gather: Gather,
     /// Step at which a second stage begins, if there is one, and whether it resets the optimizer's state.
     pub second_stage: Option<(u64, OptimizerState)>,
+    /// Steps from one evaluation of held-out samples to the next, if there are any.
+    pub validated_every_steps: Option<u64>,
     /// Steps between checkpoints.
     pub checkpoint_every_steps: u64,
     /// Workers that are there from the start.
@@ -105,6 +107,7 @@ impl Scenario {
             copies,
             gather: Gather::Step,
             second_stage: None,
+            validated_every_steps: None,
             checkpoint_every_steps: rng.random_range(2..=9),
             num_workers,
             max_workers: rng.random_range(1..=num_slots),
@@ -130,6 +133,9 @@ impl Scenario {
         if rng.random_bool(0.5) {
             let state = if rng.random_bool(0.7) { OptimizerState::Reset } else { OptimizerState::Carry };
             scenario.second_stage = Some((rng.random_range(1..scenario.num_steps), state));
+        }
+        if rng.random_bool(0.5) {
+            scenario.validated_every_steps = Some(rng.random_range(1..=5));
         }
         scenario
     }
