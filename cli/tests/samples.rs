@@ -24,7 +24,7 @@ fn json(output: &Output) -> serde_json::Value {
 }
 
 /// All tokens of a shard.
-fn shard_tokens(lab: &Lab, bin_key: &str) -> Vec<i64> {
+fn shard_tokens(lab: &Lab, bin_key: &str) -> Vec<i32> {
     let prefix = lab.path("corpus").join(bin_key.trim_end_matches(".bin"));
     let (bin, idx) = pair_paths(&prefix);
     let shard = Shard::open(&bin, &idx).expect("a shard");
@@ -34,7 +34,7 @@ fn shard_tokens(lab: &Lab, bin_key: &str) -> Vec<i64> {
 }
 
 /// The tokens that a part names, found by the zeros that end documents here.
-fn named_tokens(lab: &Lab, part: &serde_json::Value) -> Vec<i64> {
+fn named_tokens(lab: &Lab, part: &serde_json::Value) -> Vec<i32> {
     let number = |value: &serde_json::Value| usize::try_from(value.as_u64().expect("a number")).expect("small");
     let tokens = shard_tokens(lab, part["shard"].as_str().expect("a key"));
     let documents: Vec<_> = tokens.split_inclusive(|token| *token == 0).collect();

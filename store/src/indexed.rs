@@ -21,10 +21,11 @@ use std::{
     fs::File,
     io::{self, Write},
     ops::Range,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
-use memmap2::Mmap;
+use zerocopy::IntoBytes;
 
 const MAGIC: &[u8; 9] = b"MMIDIDX\0\0";
 const VERSION: u64 = 1;
@@ -279,33 +280,29 @@ impl<W: Write> ShardWriter<W> {
     }
 }
 
-/// A shard on the local disk, opened for reading: its index in memory, its tokens mapped.
+/// A shard on the local disk, opened for reading: its index is in memory, its tokens are read from the file.
+///
+/// The file is not mapped: mapped pages count as the process's memory, and end it if the file gets shorter.
 #[derive(Debug)]
 pub struct Shard {
     index: Index,
     num_tokens: u64,
-    bin: Mmap,
+    bin: File,
+    bin_path: PathBuf,
 }
 
 impl Shard {
-    /// Opens and checks a pair of files. The `.bin` must not be changed while the shard is open; give it one that is
-    /// put in place by an atomic rename and never written again.
+    /// Opens and checks a pair of files.
     pub fn open(bin: &Path, idx: &Path) -> Result<Self, IndexedError> {
-        let name = |path: &Path| path.display().to_string();
-        let failed = |path: &Path| {
-            let file = name(path);
-            move |source| IndexedError::Io { file, source }
-        };
-        let index = Index::parse(&name(idx), &std::fs::read(idx).map_err(failed(idx))?)?;
-        let file = File::open(bin).map_err(failed(bin))?;
-        // SAFETY: the mapping is read-only and the caller keeps the file unchanged, as the documentation asks.
-        let bytes = unsafe { Mmap::map(&file) }.map_err(failed(bin))?;
+        let index = Index::parse(&idx.display().to_string(), &std::fs::read(idx).map_err(io_error(idx))?)?;
+        let file = File::open(bin).map_err(io_error(bin))?;
         let num_tokens = index.num_tokens();
-        let (expected, found) = (num_tokens * index.token_type.num_bytes(), bytes.len() as u64);
+        let expected = num_tokens * index.token_type.num_bytes();
+        let found = file.metadata().map_err(io_error(bin))?.len();
         if expected != found {
-            return Err(IndexedError::BinSize { file: name(bin), expected, found });
+            return Err(IndexedError::BinSize { file: bin.display().to_string(), expected, found });
         }
-        Ok(Self { index, num_tokens, bin: bytes })
+        Ok(Self { index, num_tokens, bin: file, bin_path: bin.to_owned() })
     }
 
     /// The shard's index.
@@ -320,18 +317,36 @@ impl Shard {
 
     /// Appends the token ids at `range` of the shard's stream to `out`. Ids are as stored: an int32 may be negative
     /// in a damaged file, so the caller checks them against its vocabulary.
-    pub fn read(&self, range: Range<u64>, out: &mut Vec<i64>) -> Result<(), IndexedError> {
+    pub fn read(&self, range: Range<u64>, out: &mut Vec<i32>) -> Result<(), IndexedError> {
         if range.start > range.end || range.end > self.num_tokens {
             return Err(IndexedError::OutOfRange { range, num_tokens: self.num_tokens });
         }
-        let width = self.index.token_type.num_bytes();
-        let bytes = &self.bin[(range.start * width) as usize..(range.end * width) as usize];
+        let (first, num_ids) = (out.len(), (range.end - range.start) as usize);
+        let read_at = |bytes: &mut [u8]| {
+            let start = range.start * self.index.token_type.num_bytes();
+            self.bin.read_exact_at(bytes, start).map_err(io_error(&self.bin_path))
+        };
         match self.index.token_type {
-            TokenType::Int32 => out.extend(bytes.as_chunks().0.iter().map(|id| i64::from(i32::from_le_bytes(*id)))),
-            TokenType::Uint16 => out.extend(bytes.as_chunks().0.iter().map(|id| i64::from(u16::from_le_bytes(*id)))),
+            TokenType::Int32 => {
+                out.resize(first + num_ids, 0);
+                read_at(out[first..].as_mut_bytes())?;
+                if cfg!(target_endian = "big") {
+                    out[first..].iter_mut().for_each(|id| *id = i32::from_le(*id));
+                }
+            }
+            TokenType::Uint16 => {
+                let mut ids = vec![0u16; num_ids];
+                read_at(ids.as_mut_bytes())?;
+                out.extend(ids.into_iter().map(|id| i32::from(u16::from_le(id))));
+            }
         }
         Ok(())
     }
+}
+
+fn io_error(path: &Path) -> impl FnOnce(io::Error) -> IndexedError {
+    let file = path.display().to_string();
+    |source| IndexedError::Io { file, source }
 }
 
 /// The paths of a pair with the common `prefix`, as Megatron names it: `prefix.bin` and `prefix.idx`.

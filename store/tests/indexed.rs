@@ -49,7 +49,7 @@ fn any_range_is_read_across_documents() {
     let (bin, idx) = write(&DOCUMENTS);
     let shard = open(dir.path(), &bin, &idx).expect("a good shard");
     assert_eq!((shard.num_tokens(), shard.index().num_documents()), (10, 4));
-    let stream: Vec<i64> = DOCUMENTS.concat().iter().map(|id| i64::from(*id)).collect();
+    let stream: Vec<i32> = DOCUMENTS.concat();
     for (start, end) in (0..=10).flat_map(|start| (start..=10).map(move |end| (start, end))) {
         let mut ids = Vec::new();
         shard.read(start..end, &mut ids).expect("within the shard");
@@ -140,7 +140,7 @@ proptest! {
         prop_assert_eq!(shard.index().sequence_lengths(), lengths);
         let mut ids = Vec::new();
         shard.read(0..shard.num_tokens(), &mut ids).expect("the whole shard");
-        prop_assert_eq!(ids, documents.concat().into_iter().map(i64::from).collect::<Vec<_>>());
+        prop_assert_eq!(ids, documents.concat());
     }
 
     #[test]

@@ -84,6 +84,6 @@ fn polo_reads_what_megatron_writes() {
         assert_eq!(shard.index().num_documents(), written.len() as u64);
         let mut ids = Vec::new();
         shard.read(0..shard.num_tokens(), &mut ids).expect("the whole shard");
-        assert_eq!(ids, written.concat().concat());
+        assert_eq!(ids.into_iter().map(i64::from).collect::<Vec<_>>(), written.concat().concat());
     }
 }

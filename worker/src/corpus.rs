@@ -1,13 +1,17 @@
 //! A prepared corpus as a worker sees it: any window of any source's token stream, by number.
 
-use std::ops::Range;
+use std::{collections::BTreeSet, ops::Range};
 
+use futures::{StreamExt, TryFutureExt, TryStreamExt, stream};
 use polo_store::{
     Cache, CacheError, Cached, Digest, Store,
     corpus::{CorpusManifest, ManifestError, ShardEntry, Source},
     indexed::{IndexedError, Shard},
 };
 use tokio::sync::OnceCell;
+
+/// Each is fetched in several pieces at once.
+const MAX_SHARDS_FETCHED_AT_ONCE: usize = 4;
 
 /// What can be wrong with a corpus or with what is asked of it.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +40,7 @@ pub enum CorpusError {
         "source '{name}': {url}: token {offset} is {id}, outside the model's vocabulary of {vocab_size}; prepare the \
          corpus again"
     )]
-    BadToken { name: String, url: String, offset: u64, id: i64, vocab_size: u64 },
+    BadToken { name: String, url: String, offset: u64, id: i32, vocab_size: u64 },
 }
 
 impl From<CacheError> for CorpusError {
@@ -49,7 +53,7 @@ impl CorpusError {
     /// Whether every worker would meet the same, and not only this one with its disk and its network.
     pub fn is_everybodys(&self) -> bool {
         match self {
-            Self::Cache(CacheError::Disk { .. }) => false,
+            Self::Cache(CacheError::Disk { .. }) | Self::Shard { source: IndexedError::Io { .. }, .. } => false,
             Self::Cache(CacheError::Store(error)) | Self::Manifest(ManifestError::Store(error)) => !error.is_local(),
             _ => true,
         }
@@ -65,7 +69,7 @@ pub struct Window {
     pub window: u64,
 }
 
-/// An opened corpus. Shards are fetched into the cache when first needed, and mapped.
+/// An opened corpus. Shards are fetched into the cache when first needed, and stay open.
 #[derive(Debug)]
 pub struct Corpus {
     store: Store,
@@ -83,7 +87,7 @@ struct Stream {
     shards: Vec<OnceCell<OpenShard>>,
 }
 
-/// A mapped shard, and what keeps its files in the cache.
+/// A shard, and what keeps its files in the cache.
 #[derive(Debug)]
 struct OpenShard {
     shard: Shard,
@@ -98,6 +102,16 @@ impl Stream {
             Some(*end)
         }));
         Self { bounds, shards: source.shards.iter().map(|_| OnceCell::new()).collect() }
+    }
+
+    /// The shards that hold `range`, which lies within the stream, and which of their own tokens that is.
+    fn parts(&self, range: Range<u64>) -> impl Iterator<Item = (usize, Range<u64>)> {
+        let first = self.bounds.partition_point(|bound| *bound <= range.start) - 1; // the first bound is 0
+        let shards = self.bounds[first..].windows(2).zip(first..);
+        let reached = shards.take_while(move |(bounds, _)| bounds[0] < range.end);
+        reached.map(move |(bounds, number)| {
+            (number, range.start.max(bounds[0]) - bounds[0]..range.end.min(bounds[1]) - bounds[0])
+        })
     }
 }
 
@@ -136,40 +150,37 @@ impl Corpus {
         self.manifest.sources[source].num_tokens.saturating_sub(1) / seq_len as u64
     }
 
-    /// Fetches, checks and maps every shard of the sources `numbers`, so that training will not wait for the store.
-    pub async fn fetch_all(&self, numbers: impl IntoIterator<Item = usize>) -> Result<(), CorpusError> {
-        for source in numbers {
-            for shard in 0..self.streams[source].shards.len() {
-                self.shard(source, shard).await?;
-            }
+    /// Fetches and checks what shards of `windows` are not here yet, some at a time.
+    pub async fn fetch(&self, windows: &[Window], seq_len: usize) -> Result<(), CorpusError> {
+        let mut missing = BTreeSet::new();
+        for window in windows {
+            let range = self.range(*window, seq_len)?;
+            let numbers = self.streams[window.source].parts(range).map(|(number, _)| (window.source, number));
+            missing.extend(numbers.filter(|(source, number)| !self.streams[*source].shards[*number].initialized()));
         }
-        Ok(())
+        let fetches = missing.into_iter().map(|(source, number)| self.shard(source, number).map_ok(drop));
+        stream::iter(fetches).buffer_unordered(MAX_SHARDS_FETCHED_AT_ONCE).try_collect().await
     }
 
     /// Appends the `seq_len + 1` token ids of a window to `out`: those at `window * seq_len` and after in the source's
     /// stream. Found in O(log shards). A shard that is not here yet is fetched.
-    pub async fn window(&self, sample: Window, seq_len: usize, out: &mut Vec<i64>) -> Result<(), CorpusError> {
-        let Window { source, window } = sample;
+    pub async fn window(&self, sample: Window, seq_len: usize, out: &mut Vec<i32>) -> Result<(), CorpusError> {
+        let range = self.range(sample, seq_len)?;
+        for (number, part) in self.streams[sample.source].parts(range) {
+            self.read_shard(sample.source, number, part, out).await?;
+        }
+        Ok(())
+    }
+
+    /// Where a window lies in its source's stream.
+    fn range(&self, Window { source, window }: Window, seq_len: usize) -> Result<Range<u64>, CorpusError> {
         let num_windows = self.num_windows(source, seq_len);
         if window >= num_windows {
             let name = self.manifest.sources[source].name.clone();
             return Err(CorpusError::NoSuchWindow { name, window, seq_len, num_windows });
         }
         let start = window * seq_len as u64;
-        self.tokens(source, start..start + seq_len as u64 + 1, out).await
-    }
-
-    /// Appends the ids at `range`, which lies within the stream.
-    async fn tokens(&self, source: usize, range: Range<u64>, out: &mut Vec<i64>) -> Result<(), CorpusError> {
-        let bounds = &self.streams[source].bounds;
-        let mut at = range.start;
-        let mut number = bounds.partition_point(|bound| *bound <= at) - 1; // the first bound is 0
-        while at < range.end {
-            let end = range.end.min(bounds[number + 1]);
-            self.read_shard(source, number, at - bounds[number]..end - bounds[number], out).await?;
-            (at, number) = (end, number + 1);
-        }
-        Ok(())
+        Ok(start..start + seq_len as u64 + 1)
     }
 
     async fn read_shard(
@@ -177,24 +188,39 @@ impl Corpus {
         source: usize,
         number: usize,
         range: Range<u64>,
-        out: &mut Vec<i64>,
+        out: &mut Vec<i32>,
     ) -> Result<(), CorpusError> {
         let first = out.len();
         let shard = self.shard(source, number).await?;
         shard.read(range.clone(), out).map_err(|error| self.shard_error(self.entry(source, number), error))?;
-        // A negative id becomes a huge one.
-        if let Some(at) = out[first..].iter().position(|id| *id as u64 >= self.vocab_size) {
-            let name = self.manifest.sources[source].name.clone();
-            let (url, id) = (self.store.url_of(&self.entry(source, number).bin_key), out[first + at]);
-            let (offset, vocab_size) = (range.start + at as u64, self.vocab_size);
-            return Err(CorpusError::BadToken { name, url, offset, id, vocab_size });
+        let ids = &out[first..];
+        // A negative id becomes a huge one. The greatest is found faster than the first that is too great.
+        if ids.iter().map(|id| id.cast_unsigned()).max().is_some_and(|id| self.is_unknown(id)) {
+            return Err(self.bad_token(source, number, range.start, ids));
         }
         Ok(())
     }
 
+    fn is_unknown(&self, id: u32) -> bool {
+        u64::from(id) >= self.vocab_size
+    }
+
+    /// The error about `ids`, which begin at `start` of a shard.
+    fn bad_token(&self, source: usize, number: usize, start: u64, ids: &[i32]) -> CorpusError {
+        let at = ids.iter().position(|id| self.is_unknown(id.cast_unsigned())).unwrap_or_default();
+        let url = self.store.url_of(&self.entry(source, number).bin_key);
+        let (name, offset, id) = (self.manifest.sources[source].name.clone(), start + at as u64, ids[at]);
+        CorpusError::BadToken { name, url, offset, id, vocab_size: self.vocab_size }
+    }
+
+    /// Fetching is boxed: its future is large, and would be moved about with every window.
     async fn shard(&self, source: usize, number: usize) -> Result<&Shard, CorpusError> {
+        let cell = &self.streams[source].shards[number];
+        if let Some(open) = cell.get() {
+            return Ok(&open.shard);
+        }
         let open = || self.open_shard(self.entry(source, number));
-        Ok(&self.streams[source].shards[number].get_or_try_init(open).await?.shard)
+        Ok(&Box::pin(cell.get_or_try_init(open)).await?.shard)
     }
 
     async fn open_shard(&self, entry: &ShardEntry) -> Result<OpenShard, CorpusError> {

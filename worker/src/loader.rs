@@ -6,6 +6,9 @@ use tokio::{runtime::Handle, sync::mpsc};
 
 use crate::corpus::{Corpus, CorpusError, Window};
 
+/// Batches that training has read ahead.
+pub const NUM_AHEAD: usize = 4;
+
 /// The tokens of some samples.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
@@ -13,7 +16,7 @@ pub struct Batch {
     pub windows: Vec<Window>,
     /// Token ids, `[windows.len(), seq_len + 1]`, row-major. The first `seq_len` of a row are the inputs, the last
     /// `seq_len` the targets.
-    pub tokens: Vec<i64>,
+    pub tokens: Vec<i32>,
 }
 
 /// Reads batches ahead, in the order of a plan.
@@ -78,6 +81,7 @@ async fn read_ahead(
 }
 
 async fn read(corpus: &Corpus, seq_len: usize, windows: Vec<Window>) -> Result<Batch, CorpusError> {
+    corpus.fetch(&windows, seq_len).await?;
     let mut tokens = Vec::with_capacity(windows.len() * (seq_len + 1));
     for window in &windows {
         corpus.window(*window, seq_len, &mut tokens).await?;

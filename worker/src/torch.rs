@@ -13,7 +13,7 @@ use polo_recipe::{
     plan::Plan,
 };
 use polo_store::{Store, StoreError, hf};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 use tokio::{runtime::Handle, time::Instant};
 
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
     decision::Tally,
     flat::{home, ops::copy, view},
     init,
-    loader::{self, Loader},
+    loader::{self, Loader, NUM_AHEAD},
     model::{Model, ModelError, pass::Pass, views::is_tied},
     optimizer::{AdamW, ChunkState},
     params::Params,
@@ -34,9 +34,6 @@ use crate::{
 };
 
 use self::slot_grads::SlotGrads;
-
-/// Batches that are read ahead.
-const NUM_AHEAD: usize = 4;
 
 /// Everything that the arithmetic needs.
 pub struct TorchArithmetic {
@@ -308,7 +305,7 @@ impl TorchArithmetic {
         let embedding = params.block(0).await?;
         let pass = |(number, micro_batch): &(usize, loader::Batch)| {
             let shape = [micro_batch.windows.len() as i64, self.batch.seq_len as i64 + 1];
-            let tokens = Tensor::from_slice(&micro_batch.tokens).view(shape);
+            let tokens = Tensor::from_slice(&micro_batch.tokens).to_kind(Kind::Int64).view(shape);
             Ok((*number, Pass::new(&self.model, &tokens, &view(&embedding))?))
         };
         let passes = micro_batches.iter().map(pass).collect::<Result<_, ModelError>>()?;

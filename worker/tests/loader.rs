@@ -60,7 +60,7 @@ impl Made {
         self.runtime.block_on(Corpus::open(self.store(), self.cache(), VOCAB_SIZE))
     }
 
-    fn window(&self, corpus: &Corpus, window: u64, seq_len: usize) -> Result<Vec<i64>, CorpusError> {
+    fn window(&self, corpus: &Corpus, window: u64, seq_len: usize) -> Result<Vec<i32>, CorpusError> {
         let mut tokens = vec![];
         self.runtime.block_on(corpus.window(Window { source: 0, window }, seq_len, &mut tokens))?;
         Ok(tokens)
@@ -113,8 +113,8 @@ proptest! {
         let num_tokens: usize = lengths.iter().sum();
         prop_assert_eq!(corpus.num_windows(0, seq_len), ((num_tokens - 1) / seq_len) as u64);
         for window in 0..corpus.num_windows(0, seq_len) {
-            let start = (window as usize * seq_len) as i64;
-            let expected: Vec<i64> = (start..=start + seq_len as i64).collect();
+            let start = (window as usize * seq_len) as i32;
+            let expected: Vec<i32> = (start..=start + seq_len as i32).collect();
             prop_assert_eq!(made.window(&corpus, window, seq_len).expect("there"), expected);
         }
     }
@@ -137,7 +137,7 @@ fn an_id_outside_the_vocabulary_is_told_with_its_place() {
         assert!(made.window(&corpus, 0, 3).is_ok());
         let error = made.window(&corpus, 1, 2).expect_err("a bad id");
         let CorpusError::BadToken { name, url, offset, id, .. } = &error else { panic!("{error}") };
-        assert_eq!((name.as_str(), *offset, *id), ("ne", 1, i64::from(bad)));
+        assert_eq!((name.as_str(), *offset, *id), ("ne", 1, bad));
         assert!(url.ends_with("ne/1.bin"), "{url}");
     }
 }
@@ -186,7 +186,7 @@ fn processes_that_fetch_at_once_share_a_cache() {
         for _ in 0..8 {
             scope.spawn(|| {
                 let corpus = made.open().expect("opened");
-                made.runtime.block_on(corpus.fetch_all([0])).expect("fetched");
+                made.runtime.block_on(corpus.fetch(&windows(&[0, 1, 2]), 99)).expect("fetched");
             });
         }
     });
@@ -209,7 +209,7 @@ fn batches_come_in_the_order_of_the_plan() {
     let mut loader = start(&made, 2, plan.clone().into_iter());
     for asked in plan {
         let batch = block_on(loader.next_batch()).expect("a batch").expect("read");
-        let rows: Vec<i64> = asked.iter().flat_map(|w| (0..5).map(|i| w.window as i64 * 4 + i)).collect();
+        let rows: Vec<i32> = asked.iter().flat_map(|w| (0..5).map(|i| w.window as i32 * 4 + i)).collect();
         assert_eq!((batch.windows, batch.tokens), (asked, rows));
     }
     assert!(block_on(loader.next_batch()).is_none());

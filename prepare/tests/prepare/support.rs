@@ -94,7 +94,7 @@ impl Folder {
             assert_eq!((shard.num_tokens(), shard.index().num_documents()), (entry.num_tokens, entry.num_documents));
             shard.read(0..shard.num_tokens(), &mut ids).expect("the whole shard");
         }
-        ids
+        ids.into_iter().map(i64::from).collect()
     }
 }
 
