@@ -175,9 +175,10 @@ pub fn line(step: &StepSummary) -> String {
     let eta = format!("{}:{:02}:{:02}", step.eta_seconds / 3600, step.eta_seconds / 60 % 60, step.eta_seconds % 60);
     let workers = if step.num_workers == 1 { "1 worker".into() } else { format!("{} workers", step.num_workers) };
     let sent = step.sent_bytes as f64 / 1e6;
+    let data_wait = 100.0 * step.data_wait_ms as f64 / step.step_ms.max(1) as f64;
     let skipped = if step.skipped { "  skipped" } else { "" };
     format!(
-        "step {:>5} {}  loss {:.4} ({})  lr {:.2e}  grad norm {:.3}  {:.0} tokens/s  {workers}  sent {sent:.1} MB  eta {eta}{skipped}",
+        "step {:>5} {}  loss {:.4} ({})  lr {:.2e}  grad norm {:.3}  {:.0} tokens/s  {workers}  data wait {data_wait:.1} %  sent {sent:.1} MB  eta {eta}{skipped}",
         step.step,
         step.stage,
         step.loss,

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use clap::Args;
-use polo_proto::v1::{Bill, GetStatusRequest, Incident, Member, Role, RunPhase, Status, WatchStatusRequest};
+use polo_proto::v1::{Bill, GetStatusRequest, Incident, LedgerEntry, Member, Role, RunPhase, SourceSamples, Status, WatchStatusRequest};
 use serde_json::json;
 
 use crate::{
@@ -74,6 +74,7 @@ fn to_text(status: &Status) -> String {
         lines.push(format!("  waiting for {}", status.waiting_for));
     }
     lines.extend(status.last_step.iter().map(|step| format!("  {}", line(step))));
+    lines.extend(status.ledger.iter().filter(|entry| entry.stage == status.stage).map(ledger_line));
     lines.extend(status.validation.iter().map(|v| format!("  {}", validation_line(v))));
     lines.extend(status.members.iter().map(member_line));
     lines.extend(status.incidents.iter().map(incident_line));
@@ -84,6 +85,35 @@ fn to_text(status: &Status) -> String {
         lines.push(format!("  state digest {}", status.state_digest));
     }
     lines.join("\n")
+}
+
+/// What of a source is trained in its stage, and which of its samples, counted over the whole run.
+fn ledger_line(entry: &LedgerEntry) -> String {
+    let LedgerEntry { source, num_planned_tokens, num_trained_tokens, first_sample, end_sample, .. } = entry;
+    let [trained, planned] = epochs(entry);
+    format!(
+        "  source {source}: {num_trained_tokens} of {num_planned_tokens} tokens, {trained:.2} of {planned:.2} epochs, samples {first_sample}..{end_sample}"
+    )
+}
+
+/// How often a stage has gone through a source, and will have.
+fn epochs(entry: &LedgerEntry) -> [f64; 2] {
+    [entry.num_trained_tokens, entry.num_planned_tokens].map(|n| n as f64 / entry.num_epoch_tokens.max(1) as f64)
+}
+
+/// The same keys as in the ledger of a checkpoint.
+fn ledger_json(entry: &LedgerEntry) -> serde_json::Value {
+    let [trained_epochs, planned_epochs] = epochs(entry);
+    json!({
+        "stage": entry.stage,
+        "source": entry.source,
+        "num_planned_tokens": entry.num_planned_tokens,
+        "num_trained_tokens": entry.num_trained_tokens,
+        "samples": { "start": entry.first_sample, "end": entry.end_sample },
+        "num_epoch_tokens": entry.num_epoch_tokens,
+        "trained_epochs": trained_epochs,
+        "planned_epochs": planned_epochs,
+    })
 }
 
 /// What a worker does in the generation that runs.
@@ -137,6 +167,10 @@ fn parts(bill: &Bill) -> [(&'static str, Option<u64>); 5] {
     ]
 }
 
+fn samples_json(samples: &SourceSamples) -> (String, serde_json::Value) {
+    (samples.source.clone(), json!({ "start": samples.first_sample, "end": samples.end_sample }))
+}
+
 fn to_json(status: &Status) -> serde_json::Value {
     let sources = |step: &polo_proto::v1::StepSummary| -> serde_json::Map<String, serde_json::Value> {
         step.sources.iter().map(|s| (s.source.clone(), json!(s.loss))).collect()
@@ -167,7 +201,9 @@ fn to_json(status: &Status) -> serde_json::Value {
             "sent_bytes": step.sent_bytes,
             "received_bytes": step.received_bytes,
             "skipped": step.skipped,
+            "samples": step.samples.iter().map(samples_json).collect::<serde_json::Map<_, _>>(),
         })),
+        "ledger": status.ledger.iter().map(ledger_json).collect::<Vec<_>>(),
         "validation": validation_json(&status.validation),
         "num_alarms": status.num_alarms,
         "members": status.members.iter().map(|m| json!({

@@ -1,9 +1,7 @@
 //! A run as its store knows it: its recipe, its corpus when that can be reached, and so what it plans to train.
 
 use polo_recipe::config::Recipe;
-use polo_recipe::ids::Step;
-use polo_recipe::plan::{Plan, SourceTokens, StageTokens};
-use polo_store::checkpoint::Trained;
+use polo_recipe::plan::Plan;
 use polo_store::corpus::CorpusManifest;
 use polo_store::{Digest, Store, StoreError, run};
 
@@ -54,25 +52,4 @@ pub struct Planned {
     pub corpus: Digest,
     /// The plan.
     pub plan: Plan,
-}
-
-impl Planned {
-    /// Tokens of the whole run.
-    pub fn all_tokens(&self) -> Vec<Trained> {
-        flat(self.plan.planned_tokens())
-    }
-
-    /// Tokens that a state after `step` steps has been trained on.
-    pub fn tokens_until(&self, step: u64) -> Vec<Trained> {
-        flat(self.plan.trained_tokens(Step(step)))
-    }
-}
-
-fn flat(stages: Vec<StageTokens>) -> Vec<Trained> {
-    let of_stage = |StageTokens { stage, sources }| {
-        let trained =
-            move |s: SourceTokens| Trained { stage: String::clone(&stage), source: s.name, num_tokens: s.num_tokens };
-        sources.into_iter().map(trained)
-    };
-    stages.into_iter().flat_map(of_stage).collect()
 }

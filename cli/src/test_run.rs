@@ -1,6 +1,7 @@
 //! A small finished run in memory, for the tests of commands.
 
 use polo_recipe::config::Recipe;
+use polo_recipe::ids::Step;
 use polo_recipe::layout::Layout;
 use polo_store::Store;
 use polo_store::checkpoint::{Manifest, put_chunk, put_manifest};
@@ -58,7 +59,7 @@ async fn put_checkpoint(run: &StoredRun, planned: &Planned, step: u64) {
         let object = params.chain(moments).flat_map(f32::to_le_bytes).collect();
         digests.push(put_chunk(&run.store, object).await.expect("put chunk"));
     }
-    let trained = planned.tokens_until(step);
-    let manifest = Manifest::new(step, run.recipe.identity(), planned.corpus, &layout, &digests, trained);
+    let ledger = planned.plan.ledger(Step(step));
+    let manifest = Manifest::new(step, run.recipe.identity(), planned.corpus, &layout, &digests, ledger);
     put_manifest(&run.store, &manifest).await.expect("put manifest");
 }

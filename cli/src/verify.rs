@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use polo_recipe::config::Recipe;
+use polo_recipe::{config::Recipe, ids::Step, plan::LedgerEntry};
 use polo_store::checkpoint::{self, Checked, Depth, Manifest};
 use polo_store::{Digest, Store, StoreError};
 use serde::Serialize;
@@ -70,7 +70,7 @@ pub async fn run(args: Args, recipe: Option<Recipe>) -> Result<(), Error> {
 struct Report {
     store: String,
     checkpoints: Vec<Finding>,
-    /// Of the newest good checkpoint.
+    /// Of the newest good checkpoint, or of no step at all if there is none.
     tokens: Vec<Tokens>,
 }
 
@@ -84,13 +84,10 @@ struct Finding {
 
 #[derive(Debug, Serialize)]
 struct Tokens {
-    stage: String,
-    source: String,
-    num_trained_tokens: u64,
-    num_planned_tokens: Option<u64>,
-    /// How often the source has been gone through in this stage, and will be.
-    trained_epochs: Option<f64>,
-    planned_epochs: Option<f64>,
+    #[serde(flatten)]
+    entry: LedgerEntry,
+    trained_epochs: f64,
+    planned_epochs: f64,
 }
 
 async fn examine(store: &Store, identity: &str, planned: Option<&Planned>, depth: Depth) -> Result<Report, StoreError> {
@@ -103,7 +100,8 @@ async fn examine(store: &Store, identity: &str, planned: Option<&Planned>, depth
         }
         checkpoints.push(finding);
     }
-    Ok(Report { store: store.url().to_owned(), checkpoints, tokens: tokens(newest.as_ref(), planned) })
+    let ledger = newest.map(|manifest| manifest.ledger).or(planned.map(|planned| planned.plan.ledger(Step(0))));
+    Ok(Report { store: store.url().to_owned(), checkpoints, tokens: tokens(ledger.unwrap_or_default()) })
 }
 
 fn find(checked: &Checked, identity: &str, planned: Option<&Planned>) -> Finding {
@@ -125,42 +123,21 @@ fn misfits(manifest: &Manifest, identity: &str, planned: Option<&Planned>) -> Ve
         if manifest.corpus != planned.corpus {
             misfits
                 .push(format!("it was trained on the corpus {}, but the run's is {}", manifest.corpus, planned.corpus));
-        } else if manifest.trained_tokens != planned.tokens_until(manifest.step) {
+        } else if manifest.step > planned.plan.num_steps()
+            || manifest.ledger != planned.plan.ledger(Step(manifest.step))
+        {
             misfits.push("its trained tokens are not those that the recipe plans until its step".into());
         }
     }
     misfits
 }
 
-fn tokens(newest: Option<&Manifest>, planned: Option<&Planned>) -> Vec<Tokens> {
-    let trained = newest.map(|m| m.trained_tokens.clone()).unwrap_or_default();
-    let Some(planned) = planned else {
-        let row = |t: checkpoint::Trained| Tokens {
-            stage: t.stage,
-            source: t.source,
-            num_trained_tokens: t.num_tokens,
-            num_planned_tokens: None,
-            trained_epochs: None,
-            planned_epochs: None,
-        };
-        return trained.into_iter().map(row).collect();
+fn tokens(ledger: Vec<LedgerEntry>) -> Vec<Tokens> {
+    let row = |entry: LedgerEntry| {
+        let (trained_epochs, planned_epochs) = (entry.trained_epochs(), entry.planned_epochs());
+        Tokens { entry, trained_epochs, planned_epochs }
     };
-    let of_an_epoch = planned.plan.epoch_tokens();
-    let row = |plan: checkpoint::Trained| {
-        let same = trained.iter().find(|t| t.stage == plan.stage && t.source == plan.source);
-        let num_trained_tokens = same.map_or(0, |t| t.num_tokens);
-        let epoch = of_an_epoch.iter().find(|epoch| epoch.name == plan.source);
-        let epochs = |num_tokens: u64| epoch.map(|epoch| num_tokens as f64 / epoch.num_tokens as f64);
-        Tokens {
-            num_trained_tokens,
-            num_planned_tokens: Some(plan.num_tokens),
-            trained_epochs: epochs(num_trained_tokens),
-            planned_epochs: epochs(plan.num_tokens),
-            stage: plan.stage,
-            source: plan.source,
-        }
-    };
-    planned.all_tokens().into_iter().map(row).collect()
+    ledger.into_iter().map(row).collect()
 }
 
 impl Report {
@@ -176,21 +153,27 @@ impl Report {
     }
 
     fn tokens_text(&self) -> String {
-        let width = |header: &str, of: fn(&Tokens) -> &str| {
-            self.tokens.iter().map(|t| of(t).chars().count()).chain([header.len()]).max().unwrap_or_default()
+        let width = |header: &str, of: fn(&LedgerEntry) -> &str| {
+            self.tokens.iter().map(|t| of(&t.entry).chars().count()).chain([header.len()]).max().unwrap_or_default()
         };
-        let (stage, source) = (width("stage", |t| &t.stage), width("source", |t| &t.source));
+        let (stage, source) = (width("stage", |entry| &entry.stage), width("source", |entry| &entry.source));
         let mut text = "\n".to_owned();
-        let mut write = |stage_name: &str, name: &str, columns: [String; 3]| {
-            let [trained, planned, epochs] = columns;
-            let _ = writeln!(text, "{stage_name:<stage$}  {name:<source$}  {trained:>16}  {planned:>16}  {epochs:>16}");
+        let mut write = |stage_name: &str, name: &str, columns: [String; 4]| {
+            let [trained, planned, epochs, samples] = columns;
+            let _ = writeln!(
+                text,
+                "{stage_name:<stage$}  {name:<source$}  {trained:>16}  {planned:>16}  {epochs:>16}  {samples:>20}"
+            );
         };
-        write("stage", "source", ["trained", "planned", "epochs"].map(str::to_owned));
-        for t in &self.tokens {
-            let planned = t.num_planned_tokens.map_or("unknown".to_owned(), |n| n.to_string());
-            let epochs = t.trained_epochs.zip(t.planned_epochs);
-            let epochs = epochs.map_or("unknown".to_owned(), |(t, p)| format!("{t:.2} of {p:.2}"));
-            write(&t.stage, &t.source, [t.num_trained_tokens.to_string(), planned, epochs]);
+        write("stage", "source", ["trained", "planned", "epochs", "samples"].map(str::to_owned));
+        for Tokens { entry, trained_epochs, planned_epochs } in &self.tokens {
+            let columns = [
+                entry.num_trained_tokens.to_string(),
+                entry.num_planned_tokens.to_string(),
+                format!("{trained_epochs:.2} of {planned_epochs:.2}"),
+                format!("{}..{}", entry.samples.start, entry.samples.end),
+            ];
+            write(&entry.stage, &entry.source, columns);
         }
         text
     }
@@ -217,19 +200,16 @@ mod tests {
         let identity = recipe.identity();
         let report = examine(&store, &identity, Some(&planned), Depth::Deep).await.expect("examine");
         report.verdict().expect("all good");
-        let tokens: Vec<_> = report.tokens.iter().map(|t| (t.num_trained_tokens, t.num_planned_tokens)).collect();
+        let tokens: Vec<_> = report.tokens.iter().map(|t| (t.entry.num_trained_tokens, t.entry.num_planned_tokens)).collect();
         assert_eq!(
             tokens,
-            [(32, Some(48)), (32, Some(48))],
+            [(32, 48), (32, 48)],
             "4 of 6 steps of 2 samples of 8 tokens, two equal sources"
         );
         // 1000 tokens are 124 samples of 8 and one token, which 4 of 6 samples are taken of.
-        assert_eq!(
-            report.tokens[1].trained_epochs.zip(report.tokens[1].planned_epochs),
-            Some((4.0 / 124.0, 6.0 / 124.0))
-        );
+        assert_eq!((report.tokens[1].trained_epochs, report.tokens[1].planned_epochs), (4.0 / 124.0, 6.0 / 124.0));
         let text = report.to_text();
-        assert!(text.contains("main   a                     32                48      0.03 of 0.05"), "{text}");
+        assert!(text.contains("main   a                     32                48      0.03 of 0.05                  0..4"), "{text}");
 
         let newest = checkpoint::read_manifest(&store, 4).await.expect("read");
         let chunk = format!("chunks/{}", newest.chunks[0].digest);
@@ -237,7 +217,7 @@ mod tests {
         let report = examine(&store, &identity, Some(&planned), Depth::Shallow).await.expect("examine");
         let text = report.to_text();
         assert!(text.contains(" 2  ok") && text.contains(" 4  damaged") && text.contains(&chunk), "{text}");
-        assert_eq!(report.tokens[0].num_trained_tokens, 16, "the newest good checkpoint counts");
+        assert_eq!(report.tokens[0].entry.num_trained_tokens, 16, "the newest good checkpoint counts");
         let error = report.verdict().expect_err("one is damaged").to_string();
         assert!(error.contains("1 of 2"), "{error}");
 

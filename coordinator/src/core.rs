@@ -3,7 +3,11 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use polo_proto::v1;
-use polo_recipe::{ids::Step, layout::Layout, plan::Plan};
+use polo_recipe::{
+    ids::Step,
+    layout::Layout,
+    plan::{LedgerEntry, Plan},
+};
 use polo_store::{Digest, Store, checkpoint};
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -310,6 +314,15 @@ fn timeless(status: &v1::Status) -> v1::Status {
     status
 }
 
+/// The plan's ledger, with the tokens that workers have counted.
+fn ledger(plan: &Plan, step: Step, trained: &[(String, String, u64)]) -> Vec<LedgerEntry> {
+    let counted = |entry: LedgerEntry| {
+        let same = trained.iter().find(|(stage, source, _)| *stage == entry.stage && *source == entry.source);
+        LedgerEntry { num_trained_tokens: same.map_or(0, |(.., num_tokens)| *num_tokens), ..entry }
+    };
+    plan.ledger(step).into_iter().map(counted).collect()
+}
+
 /// Writes the manifest, then forgets the checkpoints that are no longer wanted.
 ///
 /// A coordinator that has been superseded does no harm by it: the manifest is created once and says what a state's content
@@ -320,11 +333,9 @@ async fn store_checkpoint(facts: &Facts, draft: CheckpointDraft) -> Result<Strin
     let Step(step) = draft.step;
     let digests: Vec<_> = draft.chunks.into_iter().map(Digest).collect();
     let protected = draft.protected.into_iter().map(Digest).collect();
-    let trained = draft.trained.into_iter();
-    let trained =
-        trained.map(|(stage, source, num_tokens)| checkpoint::Trained { stage, source, num_tokens }).collect();
+    let ledger = ledger(&facts.plan, draft.step, &draft.trained);
     let identity = facts.recipe_identity.clone();
-    let manifest = checkpoint::Manifest::new(step, identity, facts.corpus, &facts.layout, &digests, trained);
+    let manifest = checkpoint::Manifest::new(step, identity, facts.corpus, &facts.layout, &digests, ledger);
     checkpoint::put_manifest(&facts.store, &manifest).await.map_err(|e| e.to_string())?;
     if let Err(error) = checkpoint::retain(&facts.store, facts.keep, &protected, UPLOAD_GRACE).await {
         tracing::warn!(%error, "old checkpoints could not be removed; they are left for the next time");

@@ -1,7 +1,10 @@
 //! The run as people see it: the machine's state and the last completed step, as one message.
 
 use polo_proto::v1;
-use polo_recipe::{ids::Step, plan::Plan};
+use polo_recipe::{
+    ids::Step,
+    plan::{LedgerEntry, Plan, SourceSamples},
+};
 
 use crate::{
     machine::{Bill, Formation, Hold, Incident, Member, NowMs, Outcome, SourceLoss, Standpoint, State, WorkerId},
@@ -50,6 +53,7 @@ fn summary(report: v1::StepReport, plan: &Plan, mean_ms: f64) -> v1::StepSummary
         received_bytes: report.received_bytes,
         skipped: report.skipped,
         sources: report.sources,
+        samples: plan.step_sources(before).into_iter().map(source_samples).collect(),
     }
 }
 
@@ -82,6 +86,25 @@ pub fn status(
         goodput: state.goodput().share(now),
         validation: state.validations().standpoints().into_iter().map(source_validation).collect(),
         num_alarms: state.validations().num_alarms() as u32,
+        ledger: plan.ledger(step).into_iter().map(ledger_entry).collect(),
+    }
+}
+
+fn source_samples(SourceSamples { source, samples }: SourceSamples) -> v1::SourceSamples {
+    v1::SourceSamples { source, first_sample: samples.start, end_sample: samples.end }
+}
+
+fn ledger_entry(entry: LedgerEntry) -> v1::LedgerEntry {
+    let LedgerEntry { stage, source, num_planned_tokens, num_trained_tokens, samples, num_epoch_tokens } = entry;
+    let (first_sample, end_sample) = (samples.start, samples.end);
+    v1::LedgerEntry {
+        stage,
+        source,
+        num_planned_tokens,
+        num_trained_tokens,
+        first_sample,
+        end_sample,
+        num_epoch_tokens,
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! A plan is small whatever the run's length; every question is answered by calculation.
 
+mod ledger;
+
 use std::fmt;
 use std::ops::Range;
 
@@ -14,22 +16,15 @@ use crate::mixture::{Assignment, Mixture};
 use crate::order::Permutation;
 use crate::schedule::{self, Schedule};
 
-/// A source and a number of its tokens: those it has, or those trained.
+pub use ledger::{LedgerEntry, SourceSamples};
+
+/// A source and how many tokens it has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceTokens {
     /// The source's name.
     pub name: String,
     /// Tokens, the document ends included.
     pub num_tokens: u64,
-}
-
-/// Tokens that a stage trains, or has trained, of each of its sources.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StageTokens {
-    /// The stage's name.
-    pub stage: String,
-    /// Its sources in the recipe's order.
-    pub sources: Vec<SourceTokens>,
 }
 
 /// Where in its stage a step is.
@@ -170,6 +165,11 @@ impl Plan {
         &self.notes
     }
 
+    /// Names of the stages, in order.
+    pub fn stages(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.stages.iter().map(|stage| stage.name.as_str())
+    }
+
     /// Steps of all stages together.
     pub fn num_steps(&self) -> u64 {
         self.stages.last().map_or(0, |stage| stage.first_step + stage.num_steps)
@@ -216,37 +216,6 @@ impl Plan {
         assert!(slot < self.batch.slots, "slot {slot} is asked of {} slots", self.batch.slots);
         let len = self.batch.samples_per_slot();
         slot * len..(slot + 1) * len
-    }
-
-    /// Tokens that the whole run trains, by stage and source.
-    pub fn planned_tokens(&self) -> Vec<StageTokens> {
-        self.trained_tokens(Step(self.num_steps()))
-    }
-
-    /// Tokens that have been trained when the state is at `through`, by stage and source.
-    pub fn trained_tokens(&self, through: Step) -> Vec<StageTokens> {
-        let in_stage = |stage: &PlannedStage| {
-            let num_steps = through.0.saturating_sub(stage.first_step).min(stage.num_steps);
-            stage.mixture.counts_before(num_steps * self.batch.samples_per_step as u64)
-        };
-        let tokens = |(&(source, _), count): (&(SourceId, u64), u64)| SourceTokens {
-            name: self.sources[source.0 as usize].clone(),
-            num_tokens: count * self.batch.seq_len as u64,
-        };
-        let stage_tokens = |stage: &PlannedStage| StageTokens {
-            stage: stage.name.clone(),
-            sources: stage.sources.iter().zip(in_stage(stage)).map(tokens).collect(),
-        };
-        self.stages.iter().map(stage_tokens).collect()
-    }
-
-    /// Tokens of each source's whole samples, in the order of [`Plan::sources`]: what one epoch of it trains.
-    pub fn epoch_tokens(&self) -> Vec<SourceTokens> {
-        let tokens = |(name, num_windows): (&String, &u64)| SourceTokens {
-            name: name.clone(),
-            num_tokens: num_windows * self.batch.seq_len as u64,
-        };
-        self.sources.iter().zip(&self.num_windows).map(tokens).collect()
     }
 
     fn find_stage(&self, step: Step) -> (usize, &PlannedStage) {

@@ -5,7 +5,8 @@ use std::collections::{HashMap, HashSet};
 use polo_recipe::config::Recipe;
 use polo_recipe::error::{RecipeError, Shortage};
 use polo_recipe::ids::{SourceId, Step};
-use polo_recipe::plan::{Plan, PlanNote, SampleRef, SourceTokens, StageTokens};
+use polo_recipe::order::Permutation;
+use polo_recipe::plan::{LedgerEntry, Plan, PlanNote, SampleRef, SourceSamples, SourceTokens};
 use proptest::prelude::*;
 
 const SEQ_LEN: u64 = 16;
@@ -46,9 +47,19 @@ fn step_samples(plan: &Plan, step: u64) -> Vec<SampleRef> {
     plan.samples(Step(step), 0..SAMPLES_PER_STEP as usize)
 }
 
-fn trained(stage: &str, sources: &[(&str, u64)]) -> StageTokens {
-    let sources = sources.iter().map(|(name, samples)| tokens(name, samples * SEQ_LEN)).collect();
-    StageTokens { stage: stage.into(), sources }
+/// Stage, source and samples trained of samples planned.
+type Row = (String, String, u64, u64);
+
+fn row(stage: &str, source: &str, trained: u64, planned: u64) -> Row {
+    (stage.into(), source.into(), trained, planned)
+}
+
+fn ledger(plan: &Plan, step: u64) -> Vec<Row> {
+    let row = |entry: LedgerEntry| {
+        assert_eq!(entry.samples.end - entry.samples.start, entry.num_trained_tokens / SEQ_LEN, "{entry:?}");
+        (entry.stage, entry.source, entry.num_trained_tokens / SEQ_LEN, entry.num_planned_tokens / SEQ_LEN)
+    };
+    plan.ledger(Step(step)).into_iter().map(row).collect()
 }
 
 proptest! {
@@ -65,25 +76,27 @@ proptest! {
         prop_assert_eq!(plan.sources(), ["en", "zh", "ne"]);
 
         let mut seen = HashSet::new();
-        let mut counts: HashMap<(usize, SourceId), u64> = HashMap::new();
+        let mut counts: HashMap<(String, String), u64> = HashMap::new();
+        let count = |counts: &HashMap<_, _>, stage: &str, source: &str| {
+            counts.get(&(stage.to_owned(), source.to_owned())).copied().unwrap_or(0)
+        };
         for step in 0..plan.num_steps() {
-            for (index, stage) in plan.trained_tokens(Step(step)).iter().enumerate() {
-                for source in &stage.sources {
-                    let id = plan.sources().iter().position(|name| *name == source.name).expect("a source");
-                    let expected = counts.get(&(index, SourceId(id as u32))).copied().unwrap_or(0) * SEQ_LEN;
-                    prop_assert_eq!(source.num_tokens, expected);
-                }
+            for (stage, source, trained, _) in ledger(&plan, step) {
+                prop_assert_eq!(trained, count(&counts, &stage, &source));
             }
             for (index, sample) in step_samples(&plan, step).into_iter().enumerate() {
                 prop_assert_eq!(plan.sample(Step(step), index), sample);
                 prop_assert!(sample.epoch == 0 && sample.window < supply);
                 prop_assert!(seen.insert(sample), "{:?} comes twice", sample);
-                *counts.entry((plan.stage_at(Step(step)).index, sample.source)).or_default() += 1;
+                let source = plan.sources()[sample.source.0 as usize].clone();
+                *counts.entry((plan.stage_at(Step(step)).name.to_owned(), source)).or_default() += 1;
             }
         }
-        let planned: u64 = plan.planned_tokens().iter().flat_map(|stage| &stage.sources).map(|s| s.num_tokens).sum();
-        prop_assert_eq!(planned, seen.len() as u64 * SEQ_LEN);
-        prop_assert_eq!(plan.trained_tokens(Step(plan.num_steps())), plan.planned_tokens());
+        let all = ledger(&plan, plan.num_steps());
+        for (stage, source, trained, planned) in &all {
+            prop_assert_eq!((*trained, *planned), (*planned, count(&counts, stage, source)));
+        }
+        prop_assert_eq!(all.iter().map(|(.., planned)| planned).sum::<u64>(), seen.len() as u64);
     }
 }
 
@@ -102,9 +115,35 @@ fn counts_are_those_worked_out_by_hand() {
     // 24 samples of weights 3 to 1, then 12 of one source.
     let recipe = recipe(&[(2, &[("en", 30), ("zh", 10)]), (1, &[("zh", 7)])], &[]);
     let plan = Plan::new(&recipe, &[windows("en", 18), windows("zh", 18)]).expect("exactly enough");
-    assert_eq!(plan.trained_tokens(Step(0)), [trained("s0", &[("en", 0), ("zh", 0)]), trained("s1", &[("zh", 0)])]);
-    assert_eq!(plan.trained_tokens(Step(1)), [trained("s0", &[("en", 9), ("zh", 3)]), trained("s1", &[("zh", 0)])]);
-    assert_eq!(plan.planned_tokens(), [trained("s0", &[("en", 18), ("zh", 6)]), trained("s1", &[("zh", 12)])]);
+    let rows = |en, zh, zh_later| [row("s0", "en", en, 18), row("s0", "zh", zh, 6), row("s1", "zh", zh_later, 12)];
+    assert_eq!(ledger(&plan, 0), rows(0, 0, 0));
+    assert_eq!(ledger(&plan, 1), rows(9, 3, 0));
+    assert_eq!(ledger(&plan, 2), rows(18, 6, 0));
+    assert_eq!(ledger(&plan, 3), rows(18, 6, 12));
+    let epochs: Vec<_> = plan.ledger(Step(2)).iter().map(|e| (e.trained_epochs(), e.planned_epochs())).collect();
+    assert_eq!(epochs, [(1.0, 1.0), (6.0 / 18.0, 6.0 / 18.0), (0.0, 12.0 / 18.0)]);
+}
+
+#[test]
+fn the_ledger_says_which_samples_of_a_source_every_step_takes() {
+    let stages: [(u64, &[(&str, u64)]); 2] = [(2, &[("en", 3), ("ne", 1)]), (2, &[("ne", 1), ("en", 1)])];
+    let recipe = recipe(&stages, &["corpus.allow_repeats=true"]);
+    let plan = Plan::new(&recipe, &[windows("en", 50), windows("ne", 4)]).expect("enough");
+    let seed = recipe.run.seed;
+    for step in 0..plan.num_steps() {
+        let mut expected = HashSet::new();
+        for SourceSamples { source, samples } in plan.step_sources(Step(step)) {
+            let len = if source == "ne" { 4 } else { 50 };
+            let window = |n: u64| (source.clone(), Permutation::new(seed, &source, n / len, len).at(n % len));
+            expected.extend(samples.map(|n| (n, window(n))));
+        }
+        let windows: HashSet<_> = expected.iter().map(|(_, window)| window.clone()).collect();
+        let name = |sample: SampleRef| (plan.sources()[sample.source.0 as usize].clone(), sample.window);
+        assert_eq!(windows, step_samples(&plan, step).into_iter().map(name).collect(), "step {step}");
+    }
+    let starts = |step| plan.step_sources(Step(step)).into_iter().map(|s| (s.source, s.samples)).collect::<Vec<_>>();
+    assert_eq!(starts(1), [("en".into(), 9..18), ("ne".into(), 3..6)]);
+    assert_eq!(starts(2), [("ne".into(), 6..12), ("en".into(), 18..24)], "stages go on where the one before stopped");
 }
 
 #[test]
@@ -176,7 +215,8 @@ fn epochs_are_limited_for_all_sources_and_for_single_ones() {
     assert!(refused.contains("4 samples for 2.25 epochs, but the stages take 10, which is 1 samples"), "{refused}");
     let plan = Plan::new(&recipe(&stages, &["corpus.max_epochs=2.5"]), &corpus).expect("just enough");
     assert_eq!(plan.notes(), [PlanNote::Repeats { source: "ne".into(), epochs: 2.5 }]);
-    assert_eq!(plan.epoch_tokens(), [tokens("en", 50 * SEQ_LEN), tokens("ne", 4 * SEQ_LEN)]);
+    let in_epoch: Vec<_> = plan.ledger(Step(0)).iter().map(|entry| entry.num_epoch_tokens / SEQ_LEN).collect();
+    assert_eq!(in_epoch, [50, 4]);
 }
 
 #[test]
@@ -220,7 +260,7 @@ fn a_source_too_light_for_a_sample_is_noted() {
     let recipe = recipe(&[(1, &[("en", 1000), ("ne", 1)])], &[]);
     let plan = Plan::new(&recipe, &[windows("en", 50), windows("ne", 50)]).expect("enough");
     assert_eq!(plan.notes(), [PlanNote::NoSamples { stage: "s0".into(), source: "ne".into() }]);
-    assert_eq!(plan.planned_tokens(), [trained("s0", &[("en", 12), ("ne", 0)])]);
+    assert_eq!(ledger(&plan, 0), [row("s0", "en", 0, 12), row("s0", "ne", 0, 0)]);
 }
 
 #[test]

@@ -156,7 +156,7 @@ impl SimStore {
                 oracle.note(format!("{key} is written before its chunk {}", spec.id.0));
             }
         }
-        let num_tokens: u64 = manifest.trained_tokens.iter().map(|t| t.num_tokens).sum();
+        let num_tokens: u64 = manifest.ledger.iter().map(|entry| entry.num_trained_tokens).sum();
         let expected = manifest.step * oracle.tokens_per_step;
         if num_tokens != expected {
             oracle.note(format!("{key} counts {num_tokens} trained tokens, not {expected}"));

@@ -7,8 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use polo_recipe::layout::Layout;
 use polo_recipe::model::Qwen2Config;
+use polo_recipe::plan::LedgerEntry;
 use polo_store::checkpoint::{
-    Depth, Manifest, Trained, chunk_num_bytes, get_chunk, list_steps, newest_good, put_chunk, put_manifest,
+    Depth, Manifest, chunk_num_bytes, get_chunk, list_steps, newest_good, put_chunk, put_manifest,
     read_manifest, retain, state_digest, verify,
 };
 use polo_store::testing::SeaweedFs;
@@ -36,8 +37,15 @@ fn chunks(step: u64) -> Vec<Bytes> {
 }
 
 fn manifest(step: u64, digests: &[Digest]) -> Manifest {
-    let trained = Trained { stage: "main".into(), source: "chinese".into(), num_tokens: step * 64 };
-    Manifest::new(step, "recipe".into(), Digest::of(b"corpus"), &layout(), digests, vec![trained])
+    let entry = LedgerEntry {
+        stage: "main".into(),
+        source: "chinese".into(),
+        num_planned_tokens: 6400,
+        num_trained_tokens: step * 64,
+        samples: 0..step,
+        num_epoch_tokens: 6400,
+    };
+    Manifest::new(step, "recipe".into(), Digest::of(b"corpus"), &layout(), digests, vec![entry])
 }
 
 async fn put_chunks(store: &Store, step: u64) -> Vec<Digest> {
@@ -161,7 +169,7 @@ async fn a_step_can_be_written_twice_but_not_differently() {
     let store = store("twice");
     let mut first = put_checkpoint(&store, 10).await;
     put_checkpoint(&store, 10).await;
-    first.trained_tokens[0].num_tokens += 1;
+    first.ledger[0].num_trained_tokens += 1;
     let error = put_manifest(&store, &first).await.expect_err("another content");
     assert!(matches!(error, StoreError::ConflictingCheckpoint { step: 10, .. }), "{error:?}");
 }

@@ -62,7 +62,7 @@ impl Checkpointer {
         let witnessed = held().filter(|c| share.storer(c.id) != Some(share.rank));
         let digest = |c: &ChunkSpec| Some(digest_to_wire(c.id.0, state.chunk_digest(c)?));
         let witnessed = witnessed.filter_map(digest).collect();
-        let trained = state.ledger.to_entries(plan).into_iter().map(to_wire).collect();
+        let trained = state.ledger.to_wire(plan);
         let (generation, step) = (share.generation.0, share.step.0);
         let (store, desk) = (self.store.clone(), self.desk.clone());
         self.in_flight = Some(tokio::spawn(async move {
@@ -114,7 +114,7 @@ impl Checkpointer {
             futures::future::ready(Ok(()))
         });
         loaded.await?;
-        state.ledger.load_entries(plan, &manifest.trained_tokens);
+        state.ledger.load(plan, &manifest.ledger);
         state.step = Some(step);
         Ok(())
     }
@@ -129,8 +129,4 @@ async fn put_chunks(store: &Store, chunks: Vec<(u32, Bytes)>) -> Result<Vec<v1::
         .into_iter()
         .map(|(chunk, bytes)| async move { Ok(digest_to_wire(chunk, checkpoint::put_chunk(store, bytes).await?)) });
     futures::stream::iter(puts).buffer_unordered(IN_FLIGHT).try_collect().await
-}
-
-fn to_wire(entry: checkpoint::Trained) -> v1::TrainedTokens {
-    v1::TrainedTokens { stage: entry.stage, source: entry.source, num_tokens: entry.num_tokens }
 }

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use polo_proto::v1;
 use polo_recipe::{
     config::Gather,
     ids::Step,
     layout::{ChunkId, ChunkSpec, Layout},
-    plan::Plan,
+    plan::{LedgerEntry, Plan},
 };
 use polo_store::{Digest, StoreError, checkpoint};
 use zerocopy::IntoBytes;
@@ -203,7 +204,7 @@ impl Ledger {
     /// Nothing trained yet.
     pub fn new(plan: &Plan) -> Self {
         let num_sources = plan.sources().len();
-        Self { num_sources, counts: vec![0; plan.planned_tokens().len() * num_sources] }
+        Self { num_sources, counts: vec![0; plan.stages().len() * num_sources] }
     }
 
     /// Adds tokens of a source to a stage.
@@ -229,28 +230,28 @@ impl Ledger {
     }
 
     /// What a checkpoint says of it: every stage's sources, with the tokens trained so far.
-    pub fn to_entries(&self, plan: &Plan) -> Vec<checkpoint::Trained> {
-        let mut entries = Vec::new();
-        for (stage, planned) in plan.planned_tokens().into_iter().enumerate() {
-            for source in planned.sources {
-                let number = plan.sources().iter().position(|name| *name == source.name);
-                let num_tokens = number.map_or(0, |n| self.counts[stage * self.num_sources + n]);
-                entries.push(checkpoint::Trained { stage: planned.stage.clone(), source: source.name, num_tokens });
-            }
-        }
-        entries
+    pub fn to_wire(&self, plan: &Plan) -> Vec<v1::TrainedTokens> {
+        let trained = |LedgerEntry { stage, source, .. }: LedgerEntry| {
+            let num_tokens = self.place(plan, &stage, &source).map_or(0, |place| self.counts[place]);
+            v1::TrainedTokens { stage, source, num_tokens }
+        };
+        plan.ledger(Step(0)).into_iter().map(trained).collect()
     }
 
-    /// Takes a checkpoint's entries.
-    pub fn load_entries(&mut self, plan: &Plan, entries: &[checkpoint::Trained]) {
+    /// Takes what a checkpoint says of it.
+    pub fn load(&mut self, plan: &Plan, entries: &[LedgerEntry]) {
         self.counts.fill(0);
-        let stages = plan.planned_tokens();
-        for entry in entries {
-            let stage = stages.iter().position(|s| s.stage == entry.stage);
-            let source = plan.sources().iter().position(|name| *name == entry.source);
-            if let (Some(stage), Some(source)) = (stage, source) {
-                self.add(stage, source, entry.num_tokens);
+        for LedgerEntry { stage, source, num_trained_tokens, .. } in entries {
+            if let Some(place) = self.place(plan, stage, source) {
+                self.counts[place] = *num_trained_tokens;
             }
         }
+    }
+
+    /// Where the count of a source in a stage is.
+    fn place(&self, plan: &Plan, stage: &str, source: &str) -> Option<usize> {
+        let stage = plan.stages().position(|name| name == stage)?;
+        let source = plan.sources().iter().position(|name| name == source)?;
+        Some(stage * self.num_sources + source)
     }
 }

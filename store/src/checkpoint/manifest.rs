@@ -1,13 +1,13 @@
 //! What a checkpoint consists of, sealed against any change.
 
 use bytes::Bytes;
-use polo_recipe::layout::Layout;
+use polo_recipe::{layout::Layout, plan::LedgerEntry};
 use serde::{Deserialize, Serialize};
 
 use crate::Digest;
 
 /// Version of the manifest's form that is written and read here.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// One chunk of the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,18 +17,6 @@ pub struct Chunk {
     pub digest: Digest,
     /// Parameters in it; its object has `12` bytes for each.
     pub num_params: u64,
-}
-
-/// Tokens that went into the state from one source in one stage.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Trained {
-    /// The stage's name.
-    pub stage: String,
-    /// The source's name.
-    pub source: String,
-    /// Tokens that were targets of the loss.
-    pub num_tokens: u64,
 }
 
 /// The state after `step` steps, as names of chunks, and where it came from.
@@ -44,8 +32,9 @@ pub struct Manifest {
     pub corpus: Digest,
     /// Length of the flat parameter vector.
     pub num_params: u64,
-    /// Tokens trained so far, by stage and source.
-    pub trained_tokens: Vec<Trained>,
+    /// What is planned of each source in each stage, what of it the workers have counted as trained, and which samples
+    /// those are.
+    pub ledger: Vec<LedgerEntry>,
     /// [`state_digest`] of this state.
     pub state_digest: Digest,
     /// All chunks in flat order.
@@ -86,7 +75,7 @@ impl Manifest {
         corpus: Digest,
         layout: &Layout,
         digests: &[Digest],
-        trained_tokens: Vec<Trained>,
+        ledger: Vec<LedgerEntry>,
     ) -> Self {
         assert_eq!(layout.chunks.len(), digests.len(), "one digest for each chunk of the layout");
         let chunk = |(spec, digest): (&polo_recipe::layout::ChunkSpec, &Digest)| Chunk {
@@ -99,7 +88,7 @@ impl Manifest {
             recipe,
             corpus,
             num_params: layout.num_params as u64,
-            trained_tokens,
+            ledger,
             state_digest: state_digest(step, digests),
             chunks: layout.chunks.iter().zip(digests).map(chunk).collect(),
         }

@@ -22,7 +22,7 @@ use polo_recipe::mistakes::{Mistake, is_back};
 use crate::{Digest, Entry, Store, StoreError};
 
 pub use check::{Checked, Depth, newest_good, verify};
-pub use manifest::{Chunk, Manifest, Trained, state_digest};
+pub use manifest::{Chunk, Manifest, state_digest};
 pub use params::ParamReader;
 pub use retention::{Removed, retain};
 
