@@ -4,7 +4,7 @@
 mod harness;
 
 use harness::{
-    Lab, Shape, drawn_seed,
+    Lab, SAMPLES_PER_STEP, Shape, drawn_seed,
     process::{self, step_of},
 };
 use rand::seq::IndexedRandom;
@@ -34,4 +34,18 @@ fn a_killed_worker_is_billed_and_the_parts_are_the_whole() {
     assert!(status["goodput"].as_f64().is_some_and(|share| share > 0.0 && share <= 1.0), "{status}");
     let roles: Vec<_> = status["members"].as_array().expect("a list").iter().map(|m| &m["role"]).collect();
     assert_eq!(roles, ["member", "member"], "{status}");
+    assert_ledger_is_whole(&status);
+}
+
+/// Each sample of each step is in the ledger once, whatever was redone.
+fn assert_ledger_is_whole(status: &Value) {
+    let num_samples = |samples: &Value| {
+        let bound = |name: &str| samples[name].as_u64().unwrap_or_else(|| panic!("no {name}: {status}"));
+        bound("end") - bound("start")
+    };
+    let ledger = status["ledger"].as_array().expect("a list");
+    let trained: u64 = ledger.iter().map(|entry| num_samples(&entry["samples"])).sum();
+    assert_eq!(Some(trained), status["step"].as_u64().map(|step| step * SAMPLES_PER_STEP), "{status}");
+    let last = status["last_step"]["samples"].as_object().expect("sources");
+    assert_eq!(last.values().map(num_samples).sum::<u64>(), SAMPLES_PER_STEP, "{status}");
 }

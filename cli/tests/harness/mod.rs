@@ -30,6 +30,9 @@ pub fn drawn_seed() -> u64 {
     seed
 }
 
+/// Of the recipe of every lab.
+pub const SAMPLES_PER_STEP: u64 = 12;
+
 /// How long and how heavy a run is.
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
@@ -233,7 +236,7 @@ fn recipe(seed: u32, Shape { num_steps, hidden_size }: Shape) -> String {
         allow_repeats = true
         [batch]
         seq_len = 48
-        samples_per_step = 12
+        samples_per_step = {SAMPLES_PER_STEP}
         slots = 6
         micro_batch = 2
         [checkpoint]
