@@ -38,9 +38,11 @@ lint: setup
 	cargo clippy --workspace --all-targets -- -D warnings
 
 bench: build
-	scripts/setup python
+	scripts/setup python loaders
 	cargo build -p polo-store --features testing --example random_corpus
+	cargo build -p polo-worker --example read_samples
 	bench/run
+	bench/loader
 
 bench-elastic: build
 	scripts/setup torchft

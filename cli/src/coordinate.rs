@@ -5,8 +5,12 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 use clap::Args;
 use polo_coordinator::{News, Opening, Run, StopHandle, Tcp, machine::Outcome};
 use polo_proto::v1::SourceValidation;
-use polo_recipe::config::Recipe;
-use polo_store::recipe_file;
+use polo_recipe::{config::Recipe, ids::Step};
+use polo_store::{
+    Store,
+    corpus::{CorpusManifest, ManifestError},
+    corpus_files, recipe_file,
+};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -78,9 +82,24 @@ pub async fn open(args: &ServeArgs, expected_workers: usize) -> Result<Opened, C
         say(format_args!("note: {note}"));
     }
     let (num_steps, step) = run.num_steps();
+    if step == Step(0) {
+        check_corpus(&recipe).await?;
+    }
     say(format_args!("run {} (recipe {}): step {step} of {num_steps}", recipe.run.name, &recipe.identity()[..12]));
     say(format_args!("coordinator listens on {address}"));
     Ok(Opened { recipe, run, listener, address, news })
+}
+
+/// Whether the corpus is the one that was prepared, with the tokenizer that the recipe names.
+async fn check_corpus(recipe: &Recipe) -> Result<(), ManifestError> {
+    let store = Store::open(&recipe.corpus.url)?;
+    let manifest = CorpusManifest::load(&store).await?;
+    if let Some(path) = &recipe.corpus.tokenizer {
+        corpus_files::check_tokenizer(&manifest, path)?;
+    }
+    let evaluated = recipe.validation.iter().flat_map(|validation| validation.sources.clone());
+    let trained = recipe.stages.iter().flat_map(|stage| stage.weighted_sources()).map(|source| source.name);
+    corpus_files::check(&store, &manifest, &trained.chain(evaluated).collect::<Vec<_>>()).await
 }
 
 /// `polo coordinator`.

@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr, path::PathBuf};
 
 use polo_coordinator::CoordinatorError;
-use polo_store::recipe_file::RecipeFileError;
+use polo_store::{corpus::ManifestError, recipe_file::RecipeFileError};
 
 use crate::{chaos, export, plan, recipe, samples, verify};
 
@@ -28,6 +28,8 @@ pub enum CliError {
     Chaos(#[from] chaos::Error),
     #[error(transparent)]
     Coordinator(#[from] CoordinatorError),
+    #[error(transparent)]
+    Corpus(#[from] ManifestError),
     #[error("cannot listen on {address}: {source}; is another run on that port? choose another with --listen")]
     Listen { address: SocketAddr, source: io::Error },
     #[error("cannot start {}: {source}; build it with `make build`, with FLAVOUR=cuda for GPUs, or name it with --worker-program", program.display())]

@@ -77,7 +77,7 @@ fn a_recipe_that_does_not_fit_its_corpus_is_refused_and_takes_no_store() {
 }
 
 #[test]
-fn a_damaged_shard_ends_the_run_with_its_name_and_mending_it_is_enough() {
+fn a_corpus_that_was_changed_is_refused_before_training_and_mending_it_is_enough() {
     let world = World::new();
     let whole = result(&finish(&mut world.run(&["--set", "run.store=undisturbed"])));
     for (file, damage) in [
@@ -88,13 +88,50 @@ fn a_damaged_shard_ends_the_run_with_its_name_and_mending_it_is_enough() {
     ] {
         let good = world.read(file);
         world.write(file, &damage(&good));
+        let failed = finish(world.run(&["--workers", "2", "--respawn"]).env("POLO_CACHE", world.path("unused")));
+        assert_one_error(&failed, &[file, "is damaged", "prepare the corpus again"]);
+        assert!(!talk(&failed).contains("worker w0 started"), "{}", talk(&failed));
+        world.write(file, &good);
+    }
+    let moved = world.path("en-0.bin");
+    fs::rename(world.path("corpus/en/0.bin"), &moved).expect("moved");
+    assert_one_error(&finish(&mut world.run(&[])), &["corpus/en/0.bin is missing", "prepare the corpus again"]);
+    fs::rename(moved, world.path("corpus/en/0.bin")).expect("moved back");
+    world.write("tokenizer.json", b"another");
+    let failed = finish(&mut world.run(&["--set", "corpus.tokenizer=tokenizer.json"]));
+    assert_one_error(&failed, &["/tokenizer.json", "the corpus was prepared with", "`corpus.tokenizer`"]);
+    world.write("tokenizer.json", b"tokenizer");
+    let mut mended = world.run(&["--workers", "2", "--set", "corpus.tokenizer=tokenizer.json"]);
+    let mended = result(&finish(mended.env("POLO_CACHE", world.path("mended"))));
+    assert_eq!(mended["state_digest"], whole["state_digest"]);
+}
+
+#[test]
+fn a_shard_that_was_damaged_without_a_trace_ends_the_run_with_its_name() {
+    let world = World::new();
+    for (file, damage) in [("corpus/en/0.bin", flip as fn(&[u8]) -> Vec<u8>), ("corpus/ne/0.idx", cut)] {
+        let good = world.read(file);
+        let written = fs::metadata(world.path(file)).and_then(|metadata| metadata.modified()).expect("its time");
+        world.write(file, &damage(&good));
+        let opened = fs::File::options().append(true).open(world.path(file)).expect("opened");
+        opened.set_modified(written).expect("set");
         let cold = world.text(&format!("cache-{}", file.replace('/', "-")));
         let failed = finish(world.run(&["--workers", "2", "--respawn"]).env("POLO_CACHE", cold));
         assert_one_error(&failed, &["the run failed: worker w", file, "is damaged", "prepare the corpus again"]);
         world.write(file, &good);
     }
-    let mended = result(&finish(world.run(&["--workers", "2"]).env("POLO_CACHE", world.path("mended"))));
-    assert_eq!(mended["state_digest"], whole["state_digest"]);
+}
+
+#[test]
+fn a_run_does_not_go_on_with_another_corpus() {
+    let world = World::new();
+    result(&finish(&mut world.run(&[])));
+    let manifest = String::from_utf8(world.read("corpus/manifest.json")).expect("UTF-8");
+    world.write("corpus/manifest.json", manifest.replace("\"num_bytes_text\": ", "\"num_bytes_text\": 1").as_bytes());
+    let failed = finish(&mut world.run(&[]));
+    assert_one_error(&failed, &["/run was trained on the corpus", "/corpus holds", "bring that corpus back"]);
+    world.write("corpus/manifest.json", manifest.as_bytes());
+    result(&finish(&mut world.run(&[])));
 }
 
 #[test]

@@ -16,7 +16,7 @@ mod status;
 mod wire;
 
 use polo_recipe::error::RecipeError;
-use polo_store::{Dishonesty, StoreError, corpus::ManifestError};
+use polo_store::{Digest, Dishonesty, StoreError, corpus::ManifestError};
 
 pub use self::{
     core::News,
@@ -49,6 +49,21 @@ pub enum CoordinatorError {
         corpus: u64,
         /// Ids of the model.
         model: u64,
+    },
+    /// The run has been trained on another corpus.
+    #[error(
+        "the run at {run} was trained on the corpus {expected}, but {corpus} holds {found} now; bring that corpus back, or \
+         begin a new run with another `run.store`"
+    )]
+    OtherCorpus {
+        /// Address of the run's store.
+        run: String,
+        /// Address of the corpus.
+        corpus: String,
+        /// Digest of the corpus that the newest checkpoint names.
+        expected: Digest,
+        /// Digest of the corpus that is there.
+        found: Digest,
     },
     /// The journal.
     #[error(transparent)]

@@ -84,6 +84,7 @@ impl Run {
         let layout = Layout::qwen2(&recipe.model.qwen2);
         let (journal, mut restored) = take_up(&store, recipe, &opening).await?;
         restored.checkpoints = checkpoint::list_steps(&store).await?.into_iter().map(Step).collect();
+        check_same_corpus(&store, &restored.checkpoints, recipe, &corpus).await?;
         let settings = settings(recipe, &corpus, &plan, &layout, opening.expected_workers);
         let (state, first) = State::restore(settings, restored, 0);
         let keep = NonZeroUsize::new(recipe.checkpoint.keep).unwrap_or(NonZeroUsize::MIN);
@@ -226,6 +227,25 @@ fn check_vocabulary(recipe: &Recipe, corpus: &CorpusManifest) -> Result<(), Coor
         return Ok(());
     }
     Err(CoordinatorError::Vocabulary { url: recipe.corpus.url.clone(), corpus, model })
+}
+
+/// A run goes on with the corpus that it began with. The newest checkpoint that can be read tells which.
+async fn check_same_corpus(
+    store: &Store,
+    checkpoints: &[Step],
+    recipe: &Recipe,
+    corpus: &CorpusManifest,
+) -> Result<(), CoordinatorError> {
+    for step in checkpoints.iter().rev() {
+        let Ok(manifest) = checkpoint::read_manifest(store, step.0).await else { continue };
+        let (expected, found) = (manifest.corpus, corpus.digest());
+        if expected == found {
+            return Ok(());
+        }
+        let (run, corpus) = (store.url().to_owned(), recipe.corpus.url.clone());
+        return Err(CoordinatorError::OtherCorpus { run, corpus, expected, found });
+    }
+    Ok(())
 }
 
 fn settings(

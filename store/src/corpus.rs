@@ -38,6 +38,23 @@ pub enum ManifestError {
     WrongSum { manifest: String, name: String, field: &'static str, stated: u64, summed: u64 },
     #[error("{manifest}: eos_id {eos_id} is not below vocab_size {vocab_size}")]
     EosOutsideVocabulary { manifest: String, eos_id: u32, vocab_size: u64 },
+    #[error("{url} is missing; put it back, or prepare the corpus again")]
+    MissingFile { url: String },
+    #[error(
+        "{url} is damaged: it has {found} bytes, which {num_tokens} tokens do not take; put the right one back, or \
+         prepare the corpus again"
+    )]
+    FileLength { url: String, found: u64, num_tokens: u64 },
+    #[error(
+        "{url} is damaged: it was changed after the corpus was prepared; its digest is {found}, and the manifest says \
+         {expected}; put the right one back, or prepare the corpus again"
+    )]
+    ChangedFile { url: String, expected: Digest, found: Digest },
+    #[error(
+        "{path}: this tokenizer's digest is {found}, and the corpus was prepared with {expected}; set \
+         `corpus.tokenizer` to that one, or prepare the corpus again"
+    )]
+    Tokenizer { path: String, expected: Digest, found: Digest },
 }
 
 /// A prepared corpus. Unknown fields are refused, so nothing that matters is silently left out of the digest.

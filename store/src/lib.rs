@@ -9,6 +9,7 @@ mod cache;
 mod cache_plan;
 pub mod checkpoint;
 pub mod corpus;
+pub mod corpus_files;
 mod create_only;
 mod digest;
 mod error;
