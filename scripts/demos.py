@@ -80,16 +80,18 @@ def workplace(folder):
             shutil.rmtree(work, ignore_errors=True)
 
 
-def train(recipe, name, workers, kill_after_step=None, listen="127.0.0.1:0"):
-    """Runs the recipe with its own store; returns the last JSON line."""
-    command = [POLO, "run", recipe, "--workers", str(workers), "--respawn", "--listen", listen,
-               "--set", f"run.store=s3://polo/{name}", "--set", "corpus.url=s3://polo/corpus"]
+def train(recipe, name, workers, kill_after_step=None, on_listening=None, options=()):
+    """Runs the recipe with its own store; `on_listening` gets the coordinator's address. Returns the last JSON line."""
+    command = [POLO, "run", recipe, "--workers", str(workers), "--respawn", "--listen", "127.0.0.1:0",
+               "--set", f"run.store=s3://polo/{name}", "--set", "corpus.url=s3://polo/corpus", *options]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     pids = {}
     for line in run.stderr:
         print(line, end="", file=sys.stderr, flush=True)
         if started := re.match(r"worker (\S+) started \(pid (\d+)\)", line):
             pids[started[1]] = int(started[2])
+        if on_listening and (listens := re.match(r"coordinator listens on (\S+)", line)):
+            on_listening(listens[1])
         if kill_after_step is not None and line.startswith(f"step {kill_after_step:>5} "):
             say(f"kill -9 {pids['w1']} (worker w1)")
             os.kill(pids["w1"], signal.SIGKILL)
