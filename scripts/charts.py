@@ -34,18 +34,22 @@ class Panel:
     x_label: str = "step"
     # Places on the x axis, where something happens, and what.
     marks: list = field(default_factory=list)
+    # Whether equal proportions are equally far apart on the y axis.
+    logarithmic: bool = False
 
     def __post_init__(self):
         points = [point for line in self.series for point in line.points]
         self.x_ticks = ticks(min(x for x, _ in points), max(x for x, _ in points), self.width // 90)
-        self.y_ticks = ticks(min(y for _, y in points), max(y for _, y in points), self.height // 45)
+        y_range = min(y for _, y in points), max(y for _, y in points)
+        self.y_ticks = log_ticks(*y_range) if self.logarithmic else ticks(*y_range, self.height // 45)
         self.x_end = max(x for x, _ in points)
 
     def x(self, value):
         return self.left + self.width * (value - self.x_ticks[0]) / (max(self.x_end, self.x_ticks[-1]) - self.x_ticks[0])
 
     def y(self, value):
-        return self.top + self.height * (self.y_ticks[-1] - value) / (self.y_ticks[-1] - self.y_ticks[0])
+        low, value, high = (math.log(y) if self.logarithmic else y for y in (self.y_ticks[0], value, self.y_ticks[-1]))
+        return self.top + self.height * (high - value) / (high - low)
 
 
 def ticks(low, high, most):
@@ -57,6 +61,13 @@ def ticks(low, high, most):
     step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [i * step for i in range(first, last + 1)]
+
+
+def log_ticks(low, high):
+    """Round numbers above 0, from at most `low` to at least `high`, some seven to a factor of ten."""
+    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    steps = [m * 10**decade for decade in decades for m in (1, 1.5, 2, 3, 4, 6, 8)]
+    return [step for step in steps if max(s for s in steps if s <= low) <= step <= min(s for s in steps if s >= high)]
 
 
 def spread(places, gap, lowest, highest):
