@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 POLO = ROOT / "target/debug/polo"
+WEED = ROOT / "third_party/seaweedfs/weed"
 TOKENIZER = ROOT / "third_party/tokenizer/tokenizer.json"
 PORT_FLAGS = ["s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc",
               "filer.port", "filer.port.grpc", "admin.port", "admin.port.grpc"]
@@ -22,6 +23,12 @@ PORT_FLAGS = ["s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "vol
 
 def say(text):
     print(f"\n== {text}", file=sys.stderr, flush=True)
+
+
+def require(*paths):
+    """Ends the demo if something is not there that `make` would have built or fetched."""
+    if missing := [str(path.relative_to(ROOT)) for path in paths if not path.exists()]:
+        sys.exit(f"demo: {', '.join(missing)} missing; start the demo with make, which builds and fetches what it needs")
 
 
 def call(*command):
@@ -50,7 +57,7 @@ def start_s3(folder):
     """A SeaweedFS with the bucket `polo`; points this process's environment at it."""
     ports = free_ports(len(PORT_FLAGS))
     os.environ.update(AWS_ACCESS_KEY_ID="polo", AWS_SECRET_ACCESS_KEY="polo")
-    weed = [ROOT / "third_party/seaweedfs/weed", "mini", f"-dir={folder}", "-bucket=polo", "-ip=127.0.0.1",
+    weed = [WEED, "mini", f"-dir={folder}", "-bucket=polo", "-ip=127.0.0.1",
             "-ip.bind=127.0.0.1", "-webdav=false", "-admin.ui=false", "-master.telemetry=false",
             "-s3.port.iceberg=0", "-s3.port.lance=0"]
     weed += [f"-{flag}={port}" for flag, port in zip(PORT_FLAGS, ports)]
@@ -59,6 +66,7 @@ def start_s3(folder):
     deadline = time.monotonic() + 30
     while socket.socket().connect_ex(("127.0.0.1", ports[0])) != 0:
         if server.poll() is not None or time.monotonic() > deadline:
+            server.kill()
             sys.exit("demo: SeaweedFS did not come up within 30 s")
         time.sleep(0.05)
     os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{ports[0]}"
