@@ -4,14 +4,19 @@ PARTS := libtorch tokenizer udhr seaweedfs
 # cpu: everything. cuda: polo-worker-cuda, the worker for NVIDIA GPUs; neither rebuilds the other.
 FLAVOUR := cpu
 
-.PHONY: demo test test-gpu bench-gpu gpu-programs soak lint bench bench-elastic bench-control build build-cpu build-cuda setup
+.PHONY: demo demo-marco test test-gpu bench-gpu gpu-programs soak lint bench bench-elastic bench-control build build-cpu build-cuda setup
 
 demo: build
 	scripts/demo
 
+demo-marco: build
+	scripts/setup rclone libreoffice-help
+	scripts/demo-marco
+
 test: build
 	scripts/setup python megatron grpcurl rclone moto azurite
 	python3 -m unittest discover bench
+	python3 -m unittest discover scripts
 	cargo test --workspace --no-fail-fast
 
 # What needs an NVIDIA GPU.
