@@ -3,7 +3,9 @@
 use std::io::Write;
 
 use clap::Args;
-use polo_proto::v1::{Bill, GetStatusRequest, Incident, LedgerEntry, Member, Role, RunPhase, SourceSamples, Status, WatchStatusRequest};
+use polo_proto::v1::{
+    Bill, GetStatusRequest, Incident, LedgerEntry, Member, Role, RunPhase, SourceSamples, Status, WatchStatusRequest,
+};
 use serde_json::json;
 
 use crate::{

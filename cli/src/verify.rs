@@ -200,16 +200,16 @@ mod tests {
         let identity = recipe.identity();
         let report = examine(&store, &identity, Some(&planned), Depth::Deep).await.expect("examine");
         report.verdict().expect("all good");
-        let tokens: Vec<_> = report.tokens.iter().map(|t| (t.entry.num_trained_tokens, t.entry.num_planned_tokens)).collect();
-        assert_eq!(
-            tokens,
-            [(32, 48), (32, 48)],
-            "4 of 6 steps of 2 samples of 8 tokens, two equal sources"
-        );
+        let tokens: Vec<_> =
+            report.tokens.iter().map(|t| (t.entry.num_trained_tokens, t.entry.num_planned_tokens)).collect();
+        assert_eq!(tokens, [(32, 48), (32, 48)], "4 of 6 steps of 2 samples of 8 tokens, two equal sources");
         // 1000 tokens are 124 samples of 8 and one token, which 4 of 6 samples are taken of.
         assert_eq!((report.tokens[1].trained_epochs, report.tokens[1].planned_epochs), (4.0 / 124.0, 6.0 / 124.0));
         let text = report.to_text();
-        assert!(text.contains("main   a                     32                48      0.03 of 0.05                  0..4"), "{text}");
+        assert!(
+            text.contains("main   a                     32                48      0.03 of 0.05                  0..4"),
+            "{text}"
+        );
 
         let newest = checkpoint::read_manifest(&store, 4).await.expect("read");
         let chunk = format!("chunks/{}", newest.chunks[0].digest);

@@ -20,7 +20,7 @@ pub fn language(tag: &str) -> Option<&'static Language> {
 
 macro_rules! languages {
     ($($code:literal $iso_639_3:literal $name:literal)*) => {
-        /// The languages that are known: those of Marco-LLM, and others that language identification tells apart.
+        /// The languages that are known: those of Marco-LLM, those that language identification tells apart, and some more.
         pub const LANGUAGES: &[Language] = &[$(Language { code: $code, iso_639_3: $iso_639_3, name: $name }),*];
     };
 }
@@ -38,11 +38,13 @@ languages! {
     "cy" "cym" "Welsh"
     "da" "dan" "Danish"
     "de" "deu" "German"
+    "dz" "dzo" "Dzongkha"
     "el" "ell" "Greek"
     "en" "eng" "English"
     "eo" "epo" "Esperanto"
     "es" "spa" "Spanish"
     "et" "est" "Estonian"
+    "eu" "eus" "Basque"
     "fa" "pes" "Persian"
     "fi" "fin" "Finnish"
     "fr" "fra" "French"
@@ -72,6 +74,7 @@ languages! {
     "nb" "nob" "Norwegian"
     "ne" "nep" "Nepali"
     "nl" "nld" "Dutch"
+    "om" "orm" "Oromo"
     "or" "ori" "Odia"
     "pa" "pan" "Punjabi"
     "pl" "pol" "Polish"

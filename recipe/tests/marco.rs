@@ -2,8 +2,8 @@
 //! publish.
 
 use polo_recipe::config::{InitialWeights, Recipe};
-use polo_recipe::layout::Layout;
 use polo_recipe::ids::Step;
+use polo_recipe::layout::Layout;
 use polo_recipe::plan::{Plan, SourceTokens};
 use polo_recipe::tokens::{StageTable, TokenTable};
 use proptest::prelude::*;

@@ -63,7 +63,9 @@ fn suspects<'a>(
 }
 
 fn may_hold(num_bytes: u64, shard: &ShardEntry) -> bool {
-    [TokenType::Int32, TokenType::Uint16].iter().any(|kind| Some(num_bytes) == shard.num_tokens.checked_mul(kind.num_bytes()))
+    [TokenType::Int32, TokenType::Uint16]
+        .iter()
+        .any(|kind| Some(num_bytes) == shard.num_tokens.checked_mul(kind.num_bytes()))
 }
 
 async fn compare(store: &Store, Suspect { key, num_bytes, digest }: &Suspect<'_>) -> Result<(), ManifestError> {

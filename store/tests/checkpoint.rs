@@ -9,8 +9,8 @@ use polo_recipe::layout::Layout;
 use polo_recipe::model::Qwen2Config;
 use polo_recipe::plan::LedgerEntry;
 use polo_store::checkpoint::{
-    Depth, Manifest, chunk_num_bytes, get_chunk, list_steps, newest_good, put_chunk, put_manifest,
-    read_manifest, retain, state_digest, verify,
+    Depth, Manifest, chunk_num_bytes, get_chunk, list_steps, newest_good, put_chunk, put_manifest, read_manifest,
+    retain, state_digest, verify,
 };
 use polo_store::testing::SeaweedFs;
 use polo_store::{Digest, Store, StoreError};

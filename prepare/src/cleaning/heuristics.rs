@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use unicode_properties::{GeneralCategoryGroup, UnicodeGeneralCategory};
+use unicode_properties::{GeneralCategory, GeneralCategoryGroup, UnicodeGeneralCategory};
 
 use super::config::Heuristics;
 
@@ -42,7 +42,7 @@ impl Counts {
         let mut counts = Self::default();
         for c in text.chars() {
             counts.num_chars += 1;
-            if c.is_whitespace() {
+            if is_spacing(c) {
                 continue;
             }
             counts.num_not_space += 1;
@@ -57,6 +57,12 @@ impl Counts {
         }
         counts
     }
+}
+
+/// Spaces, invisible characters (they part the words of Khmer, and join or part letters in many scripts), and the marks that
+/// part the syllables of Tibetan.
+fn is_spacing(c: char) -> bool {
+    c.is_whitespace() || matches!(c, '\u{f0b}' | '\u{f0c}') || c.general_category() == GeneralCategory::Format
 }
 
 /// Bytes in lines that stood there before, as a share of those in all lines; blank lines do not count.
@@ -80,6 +86,9 @@ mod tests {
     fn characters_are_counted_by_kind() {
         let counts = Counts::of("aé 1,。!+€\u{7}\n");
         assert_eq!(counts, Counts { num_chars: 11, num_not_space: 9, num_punctuation: 3, num_symbols: 3 });
+        let khmer = Counts::of("មនុស្ស\u{200b}ទាំងអស់");
+        assert_eq!((khmer.num_chars - khmer.num_not_space, khmer.num_symbols), (1, 0), "an invisible space");
+        assert_eq!(Counts::of("འགྲོ་བ་མི་རིགས།").num_punctuation, 1, "syllables are parted by marks");
     }
 
     #[test]

@@ -84,10 +84,10 @@ fn is_separator(c: char) -> bool {
     matches!(c.general_category_group(), Punctuation | Separator | Symbol | Other)
 }
 
-/// Han, kana, Thai, Lao, Tibetan, Burmese, Khmer.
+/// Han, kana, Thai, Lao, Burmese, Khmer. Tibetan has a mark after each syllable.
 fn is_word_by_itself(c: char) -> bool {
     matches!(u32::from(c),
-        0x0e00..=0x0fff | 0x1000..=0x109f | 0x1780..=0x17ff | 0x3040..=0x30ff | 0x31f0..=0x31ff | 0x3400..=0x9fff
+        0x0e00..=0x0eff | 0x1000..=0x109f | 0x1780..=0x17ff | 0x3040..=0x30ff | 0x31f0..=0x31ff | 0x3400..=0x9fff
         | 0xf900..=0xfaff | 0x20000..=0x3ffff)
 }
 
@@ -100,6 +100,7 @@ mod tests {
         assert_eq!(Units::of("The cat, the  CAT!\n").0, Units::of("the CAT the cat").0);
         assert_eq!(Units::of("हुन् व्यक्ति।").len(), 2);
         assert_eq!(Units::of("人人生而自由。").len(), 6);
+        assert_eq!(Units::of("འགྲོ་བ་མི་རིགས།").len(), 4);
         assert_eq!(Units::of("Привет, мир").0, Units::of("привет мир").0);
         assert_eq!(Units::of(" .,- ").len(), 0);
     }
