@@ -10,7 +10,7 @@ demo: build
 	scripts/demo
 
 test: build
-	scripts/setup python megatron grpcurl rclone moto azurite
+	scripts/setup python megatron grpcurl rclone moto azurite kenlm
 	python3 -m unittest discover bench
 	cargo test --workspace --no-fail-fast
 

@@ -6,5 +6,6 @@ mod basics;
 mod cleaning;
 mod formats;
 mod peer;
+mod perplexity;
 mod restart;
 mod support;
