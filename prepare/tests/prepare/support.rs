@@ -105,6 +105,7 @@ impl Folder {
 }
 
 /// What a program says, and the most memory that it has had resident.
+#[expect(clippy::zombie_processes, reason = "wait4 waits for the child")]
 pub fn measured(command: &mut Command) -> (Output, u64) {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
     let (mut stdout, mut stderr) = (vec![], vec![]);
