@@ -193,3 +193,17 @@ fn a_file_that_is_repaired_undoes_only_what_comes_after_it() {
     folder.prepared("at once", flags);
     assert!(all_files(&folder.path("corpus")) == all_files(&folder.path("at once")));
 }
+
+#[test]
+fn a_file_that_has_changed_undoes_what_was_made_of_it() {
+    let folder = folder();
+    folder.write("raw/b/2.jsonl.gz", "not gzip");
+    folder.write("raw/a/3.jsonl", jsonl(&["x"]));
+    let flags = &FLAGS[..4];
+    assert!(talk(&folder.prepare("corpus", flags)).contains("b/2.jsonl.gz: cannot be read"));
+    folder.write("raw/a/2.jsonl.gz", gz(&jsonl(&["changed"])));
+    folder.write("raw/b/2.jsonl.gz", gz(&jsonl(&["repaired"])));
+    let ran = folder.prepare("corpus", flags);
+    assert!(ran.status.success() && talk(&ran).contains("going on after"), "{}", talk(&ran));
+    assert_eq!(folder.manifest("corpus", &ran), folder.prepared("at once", flags));
+}
