@@ -52,6 +52,11 @@ impl Encoder {
         Ok(())
     }
 
+    /// The token with this id, as the tokenizer's vocabulary has it.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.tokenizer.id_to_token(id)
+    }
+
     fn encode_by_library(&self, text: &str, ids: &mut Vec<i32>) -> Result<(), String> {
         let encoding = self.tokenizer.encode_fast(text, false).map_err(|error| error.to_string())?;
         ids.extend(encoding.get_ids().iter().map(|id| *id as i32));

@@ -1,7 +1,7 @@
 //! Which input objects make up which source, and how each is to be read: pure decisions on a listing.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     str::FromStr,
 };
 
@@ -239,6 +239,10 @@ fn input(entry: &Entry, format: Option<Format>) -> Result<Input, PrepareError> {
 /// (`corpus.en.gz`, `corpus.de.gz`) two at a time.
 fn pair_inputs(entries: &[&Entry], pairs: &SourcePairs) -> Result<Vec<Input>, PrepareError> {
     let mut inputs = vec![];
+    let mut by_stem = HashMap::new();
+    for entry in entries {
+        by_stem.entry(compression_by_name(&entry.key).0).or_insert(*entry);
+    }
     for entry in entries {
         let (stem, compression) = compression_by_name(&entry.key);
         let make = |format, aligned| Input {
@@ -252,11 +256,11 @@ fn pair_inputs(entries: &[&Entry], pairs: &SourcePairs) -> Result<Vec<Input>, Pr
             Some((_, "tsv")) => inputs.push(make(PairFormat::Tsv, None)),
             Some((_, "jsonl" | "ndjson" | "json")) => inputs.push(make(PairFormat::Jsonl, None)),
             Some((base, code)) if code == pairs.src => {
-                let other = partner(entries, base, &pairs.tgt).ok_or_else(|| no_partner(entry, base, &pairs.tgt))?;
+                let other = partner(&by_stem, base, &pairs.tgt).ok_or_else(|| no_partner(entry, base, &pairs.tgt))?;
                 inputs.push(make(PairFormat::Aligned, Some(Box::new(other))));
             }
             Some((base, code)) if code == pairs.tgt => {
-                partner(entries, base, &pairs.src).ok_or_else(|| no_partner(entry, base, &pairs.src))?;
+                partner(&by_stem, base, &pairs.src).ok_or_else(|| no_partner(entry, base, &pairs.src))?;
             }
             _ => return Err(PrepareError::UnknownPairFormat { key: entry.key.clone() }),
         }
@@ -264,20 +268,18 @@ fn pair_inputs(entries: &[&Entry], pairs: &SourcePairs) -> Result<Vec<Input>, Pr
     Ok(inputs)
 }
 
-fn partner(entries: &[&Entry], base: &str, code: &str) -> Option<Input> {
-    entries.iter().find_map(|entry| {
-        let (stem, compression) = compression_by_name(&entry.key);
-        let is_it = stem.strip_prefix(base).and_then(|rest| rest.strip_prefix('.')) == Some(code);
-        let (key, num_bytes, format) = (entry.key.clone(), entry.num_bytes, Format::Pairs(PairFormat::Aligned));
-        is_it.then_some(Input { key, num_bytes, format, compression, aligned: None })
-    })
+fn partner(by_stem: &HashMap<&str, &Entry>, base: &str, code: &str) -> Option<Input> {
+    let Entry { key, num_bytes, .. } = by_stem.get(format!("{base}.{code}").as_str())?;
+    let (format, compression) = (Format::Pairs(PairFormat::Aligned), compression_by_name(key).1);
+    Some(Input { key: key.clone(), num_bytes: *num_bytes, format, compression, aligned: None })
 }
 
 fn no_partner(entry: &Entry, base: &str, code: &str) -> PrepareError {
     PrepareError::NoPartner { key: entry.key.clone(), partner: format!("{base}.{code}") }
 }
 
-fn compression_by_name(key: &str) -> (&str, Compression) {
+/// What the end of a name says about packing, and the name without it.
+pub fn compression_by_name(key: &str) -> (&str, Compression) {
     match key.rsplit_once('.') {
         Some((stem, "gz")) => (stem, Compression::Gzip),
         Some((stem, "zst")) => (stem, Compression::Zstd),
@@ -305,15 +307,28 @@ fn matches_pattern(pattern: &str, key: &str) -> bool {
     key.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-fn glob(pattern: &[u8], key: &[u8]) -> bool {
-    match pattern {
-        [] => key.is_empty(),
-        [b'*', b'*', rest @ ..] => (0..=key.len()).any(|skip| glob(rest, &key[skip..])),
-        [b'*', rest @ ..] => {
-            let limit = key.iter().position(|byte| *byte == b'/').unwrap_or(key.len());
-            (0..=limit).any(|skip| glob(rest, &key[skip..]))
+/// Takes the pattern piece by piece, with all the places of `key` up to which it may match so far: however many stars there
+/// are, that is no more than the product of the two lengths.
+fn glob(mut pattern: &[u8], key: &[u8]) -> bool {
+    let mut reached = vec![false; key.len() + 1];
+    reached[0] = true;
+    loop {
+        match pattern {
+            [] => return reached[key.len()],
+            [b'*', b'*', rest @ ..] => {
+                (0..key.len()).for_each(|at| reached[at + 1] |= reached[at]);
+                pattern = rest;
+            }
+            [b'*', rest @ ..] => {
+                (0..key.len()).for_each(|at| reached[at + 1] |= reached[at] && key[at] != b'/');
+                pattern = rest;
+            }
+            [first, rest @ ..] => {
+                (0..key.len()).rev().for_each(|at| reached[at + 1] = reached[at] && key[at] == *first);
+                reached[0] = false;
+                pattern = rest;
+            }
         }
-        [first, rest @ ..] => key.first() == Some(first) && glob(rest, &key[1..]),
     }
 }
 
@@ -373,6 +388,10 @@ mod tests {
             ("*", "a/b", false),
             ("a*c*", "abcd", true),
             ("a*d*", "abc", false),
+            ("**/a**/*.txt", "x/y/ab/c/d.txt", true),
+            ("**/a**/*.txt", "x/y/b/c/d.txt", false),
+            ("**a".repeat(40).as_str(), "a".repeat(120).as_str(), true),
+            ("**a".repeat(40).as_str(), "ab".repeat(39).as_str(), false),
         ] {
             assert_eq!(matches_pattern(pattern, key), matches, "{pattern} on {key}");
         }
@@ -413,6 +432,15 @@ mod tests {
         let sources = assign(&entries, &rules(&["a=cc/0**/*.jsonl.zst", "b=cc/[1-9],cc/1**,cc/9*"]), &[], None);
         let sources = sources.expect("assigned");
         assert_eq!(sources.iter().map(|source| source.inputs.len()).collect::<Vec<_>>(), [10_300, 10_300]);
+    }
+
+    #[test]
+    fn a_hundred_thousand_files_find_their_translations() {
+        let keys: Vec<String> = (0..50_000).flat_map(|n| ["en", "de"].map(|code| format!("p/{n:05}.{code}"))).collect();
+        let sources = pair_sources(&keys.iter().map(String::as_str).collect::<Vec<_>>()).expect("assigned");
+        assert_eq!(sources[0].inputs.len(), 50_000);
+        let last = sources[0].inputs.last().and_then(|input| input.aligned.as_ref()).expect("a partner");
+        assert_eq!(last.key, "p/49999.de");
     }
 
     fn pair_sources(keys: &[&str]) -> Result<Vec<SourceInputs>, PrepareError> {

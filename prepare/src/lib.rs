@@ -55,7 +55,7 @@ pub async fn run(args: PrepareArgs) -> Result<(), PrepareError> {
     let encoder = Encoder::from_file(&args.tokenizer)?;
     let (cleaning, cleaning_text) = read_cleaning(&args, &sources)?;
     let filters = cleaning.pairs.clone();
-    let (cleaner, notes) = Cleaner::new(cleaning, &source_kinds(&args, &sources)).await?;
+    let (cleaner, notes) = Cleaner::new(cleaning, &source_kinds(&args, &sources), &encoder).await?;
     notes.iter().for_each(|note| eprintln!("note: {note}"));
 
     let plan = plan(&args, &encoder, &cleaner, cleaning_text);
@@ -138,6 +138,7 @@ fn plan(args: &PrepareArgs, encoder: &Encoder, cleaner: &Cleaner, cleaning_text:
         ("--tokenizer", encoder.digest.to_string()),
         ("--cleaning", cleaning_text),
         ("evaluation sets", evaluation),
+        ("models of perplexity", cleaner.perplexity_digests()),
         ("--text-column", text_column.clone()),
         ("--text-documents", format!("{text_documents:?}")),
         ("--max-document-bytes", max_document_bytes.to_string()),

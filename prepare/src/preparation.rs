@@ -63,7 +63,7 @@ impl Preparation {
         let signatures = finished.into_iter().map(|finished| finished.signatures).collect();
         let mut deduplication = Deduplication::new(&self.cleaner, names, signatures, self.args.max_index_bytes);
         let stages = Stages {
-            examine: &|read| examine(&self.cleaner, self.args.max_document_bytes.get(), read),
+            examine: &|read| examine(&self.cleaner, &self.encoder, self.args.max_document_bytes.get(), read),
             decide: &mut |batch| deduplication.decide(batch),
             encode: &|batch| encode(&self.encoder, batch),
         };

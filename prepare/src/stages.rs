@@ -59,11 +59,11 @@ pub struct Kept {
 }
 
 /// Takes a batch apart and judges each document by itself.
-pub fn examine(cleaner: &Cleaner, max_document_bytes: usize, (origin, read): Read) -> Examined {
+pub fn examine(cleaner: &Cleaner, encoder: &Encoder, max_document_bytes: usize, (origin, read): Read) -> Examined {
     let (key, documents) = match read {
         Ok(batch) => {
             let examined = |document: Document| {
-                let signature = cleaner.examine(origin.source, &document)?;
+                let signature = cleaner.examine(encoder, origin.source, &document)?;
                 Ok((document, signature))
             };
             let found = batch.documents(max_document_bytes).into_iter();

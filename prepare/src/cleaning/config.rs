@@ -17,6 +17,8 @@ pub struct CleaningConfig {
     pub heuristics: Option<Heuristics>,
     /// Documents in other languages than their source's go.
     pub language: Option<LanguageStep>,
+    /// Documents that are too little or too much like what an n-gram model was made of go.
+    pub perplexity: Option<PerplexityStep>,
     /// Documents that share a run of words with an evaluation set go.
     pub evaluation_overlap: Option<EvaluationOverlap>,
     /// Documents with the same text as an earlier one go.
@@ -62,6 +64,50 @@ pub struct LanguageStep {
     /// By a source's language, those that may be found in its place: `ms = ["id"]`.
     #[serde(default)]
     pub accept: BTreeMap<String, Vec<String>>,
+}
+
+/// Perplexity by n-gram models: 10^(-log10 probability / words), over all lines of a document, each a sentence with an end
+/// that counts as a word, as in CCNet (arXiv 1911.00359).
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PerplexityStep {
+    /// Sources that are left as they are; so are sources without a language, or with one that has no model.
+    #[serde(default)]
+    pub except: Vec<String>,
+    /// What the models' words are. Texts are to be cut as those that the models were made of.
+    #[serde(default)]
+    pub units: PerplexityUnits,
+    /// Whether the models were made of text in lower case.
+    #[serde(default)]
+    pub lowercase: bool,
+    /// By a source's language (`pt-BR`, or `pt` for all kinds of it), its model. All that are needed are in memory, each with
+    /// up to 40 bytes for each n-gram.
+    pub models: BTreeMap<String, LanguageModel>,
+}
+
+/// What an n-gram model's words are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PerplexityUnits {
+    /// What white space (of ASCII) parts, as `lmplz` has it.
+    #[default]
+    Words,
+    /// Tokens of the corpus's tokenizer as they stand in its vocabulary, also for languages that write no spaces: the model
+    /// is made of lines of `" ".join(Tokenizer.from_file("tokenizer.json").encode(line).tokens)`. Each text is encoded twice.
+    Tokens,
+}
+
+/// An n-gram model and its limits.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LanguageModel {
+    /// Path or address of a model in ARPA's format, as KenLM's `lmplz` and SRILM write it; it may be packed as `.gz` or
+    /// `.zst`.
+    pub file: String,
+    /// Least perplexity of a document. Lists and boilerplate lie low.
+    pub min: Option<f64>,
+    /// Greatest perplexity of a document.
+    pub max: Option<f64>,
 }
 
 /// Overlap with evaluation sets.
@@ -160,10 +206,11 @@ impl CleaningConfig {
     pub fn excepted(&self) -> impl Iterator<Item = &String> {
         let heuristics = self.heuristics.iter().flat_map(|step| &step.except);
         let language = self.language.iter().flat_map(|step| &step.except);
+        let perplexity = self.perplexity.iter().flat_map(|step| &step.except);
         let overlap = self.evaluation_overlap.iter().flat_map(|step| &step.except);
         let exact = self.exact_duplicates.iter().flat_map(|step| &step.except);
         let near = self.near_duplicates.iter().flat_map(|step| &step.except);
-        heuristics.chain(language).chain(overlap).chain(exact).chain(near)
+        heuristics.chain(language).chain(perplexity).chain(overlap).chain(exact).chain(near)
     }
 
     fn check(&self) -> Result<(), String> {
@@ -175,7 +222,23 @@ impl CleaningConfig {
         });
         match heuristics.into_iter().chain(overlap).chain(near).find(|(_, value)| !(1..=1000).contains(value)) {
             Some((name, value)) => Err(format!("{name} is {value}, and must be from 1 to 1000")),
-            None => Ok(()),
+            None => self.perplexity.as_ref().map_or(Ok(()), PerplexityStep::check),
+        }
+    }
+}
+
+impl PerplexityStep {
+    fn check(&self) -> Result<(), String> {
+        for (language, LanguageModel { min, max, .. }) in &self.models {
+            let limits = (min.unwrap_or(0.0), max.unwrap_or(f64::INFINITY));
+            if (min, max) == (&None, &None) || !(0.0 <= limits.0 && limits.0 < limits.1) {
+                return Err(format!("perplexity.models.{language} needs a min or a max, and min is to be below max"));
+            }
+        }
+        if self.models.is_empty() {
+            Err("perplexity.models is empty: give a model by language".to_owned())
+        } else {
+            Ok(())
         }
     }
 }

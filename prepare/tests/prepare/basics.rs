@@ -67,45 +67,6 @@ fn any_number_of_jobs_gives_the_same_bytes() {
 }
 
 #[test]
-fn bad_text_is_told_with_its_place_and_can_be_skipped() {
-    let cases: [(&str, &str, Vec<u8>, &str); 4] = [
-        (
-            "not_utf8",
-            "a.jsonl",
-            b"{\"text\": \"good\"}\n{\"text\": \"\xff\"}\n".to_vec(),
-            "a.jsonl: line 2: not UTF-8 at byte 27",
-        ),
-        ("invalid_json", "a.jsonl", b"{\"text\": \"good\"}\n{\"text\": \n".to_vec(), "a.jsonl: line 2: invalid JSON"),
-        (
-            "no_text",
-            "a.jsonl",
-            b"{\"text\": \"good\"}\n{\"body\": 1}\n".to_vec(),
-            "a.jsonl: line 2: no text: 'text' is missing",
-        ),
-        ("unreadable_file", "z/b.jsonl.gz", b"not gzip".to_vec(), "z/b.jsonl.gz: cannot be read"),
-    ];
-    for (reason, name, bytes, expected) in cases {
-        let good = ("z/c.jsonl", jsonl(&["good"]));
-        let folder = Folder::new(&[(name, bytes), good]);
-        let error = folder.error(&[]);
-        assert!(error.contains(expected), "{reason}: {error}");
-        let ran = folder.prepare("skipped", &["--on-error", "skip"]);
-        assert!(ran.status.success(), "{reason}: {}", talk(&ran));
-        assert!(talk(&ran).contains(reason), "{reason}: {}", talk(&ran));
-    }
-}
-
-#[test]
-fn a_truncated_archive_fails() {
-    for (name, pack) in [("a.jsonl.gz", gz as fn(&[u8]) -> Vec<u8>), ("a.jsonl.zst", zst)] {
-        let packed = pack(&jsonl(&TEXTS));
-        let folder = Folder::new(&[(name, packed[..packed.len() - 6].to_vec())]);
-        let error = folder.error(&[]);
-        assert!(error.contains(&format!("{name}: cannot be read")), "{error}");
-    }
-}
-
-#[test]
 fn what_cannot_be_prepared_is_told() {
     let folder =
         Folder::new(&[("a.jsonl", jsonl(&["x"])), ("b.jsonl", b"\n".to_vec()), ("c.jsonl", jsonl(&["", " "]))]);
@@ -116,6 +77,7 @@ fn what_cannot_be_prepared_is_told() {
         ),
         (vec!["--source", "s=nothing/*"], "source 's' matches no input object"),
         (vec!["--source", "s=a.jsonl", "--language", "t=en"], "--language names 't'"),
+        (vec!["--source", "s=a.jsonl", "--pairs", "t=en-de"], "--pairs names 't', which is no source"),
         (vec!["--source", "s=a.jsonl", "--tokenizer", "/nowhere.json"], "tokenizer /nowhere.json: "),
         (vec!["--source", "s=a.jsonl", "--text-field", "body"], "'body' is missing"),
     ] {

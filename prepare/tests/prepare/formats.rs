@@ -1,4 +1,4 @@
-//! Parquet, parallel data, and inputs that are broken, too long or too many.
+//! Parquet, parallel data, and the bound of a document.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// A file of row groups, each of some texts; `None` is null.
-fn parquet(column: &str, groups: &[&[Option<&str>]], compression: Compression) -> Vec<u8> {
+pub fn parquet<T: AsRef<[u8]>>(column: &str, groups: &[&[Option<T>]], compression: Compression) -> Vec<u8> {
     let schema = format!("message m {{ required int64 id; optional binary {column} (UTF8); }}");
     let schema = Arc::new(parse_message_type(&schema).expect("a schema"));
     let properties = WriterProperties::builder().set_compression(compression).set_data_page_size_limit(4096).build();
@@ -28,7 +28,8 @@ fn parquet(column: &str, groups: &[&[Option<&str>]], compression: Compression) -
         ids.typed::<Int64Type>().write_batch(&numbers, None, None).expect("written");
         ids.close().expect("closed");
         let mut column = group.next_column().expect("written").expect("a column");
-        let values: Vec<ByteArray> = texts.iter().flatten().map(|text| ByteArray::from(*text)).collect();
+        let values: Vec<ByteArray> =
+            texts.iter().flatten().map(|text| ByteArray::from(text.as_ref().to_vec())).collect();
         let levels: Vec<i16> = texts.iter().map(|text| i16::from(text.is_some())).collect();
         column.typed::<ByteArrayType>().write_batch(&values, Some(&levels), None).expect("written");
         column.close().expect("closed");
@@ -63,75 +64,13 @@ fn parquet_gives_the_same_stream_as_json_lines() {
 }
 
 #[test]
-fn parquet_that_cannot_be_used_is_told_and_can_be_left_out() {
-    let good = parquet("text", &[&[Some("a"), None, Some("b")]], Compression::UNCOMPRESSED);
+fn another_column_may_hold_the_text() {
     let folder = Folder::new(&[
         ("s/1.parquet", parquet("body", &[&[Some("a")]], Compression::UNCOMPRESSED)),
-        ("s/2.parquet", good[..good.len() - 10].to_vec()),
-        ("s/3.parquet", b"PAR1 no parquet PAR1".to_vec()),
-        ("s/4.parquet", good),
-        ("s/5.parquet", vec![]),
+        ("s/2.jsonl", b"{\"text\": \"no\", \"body\": \"b\"}\n".to_vec()),
     ]);
-    let errors = [
-        (
-            "s/1.parquet",
-            "s/1.parquet: no column 'text' of strings: it has id (INT64), body (BYTE_ARRAY); use --text-column",
-        ),
-        ("s/2.parquet", "s/2.parquet: not a Parquet file that can be read: "),
-        ("s/3.parquet", "s/3.parquet: not a Parquet file that can be read: "),
-        ("s/4.parquet", "s/4.parquet: row 2: no text: 'text' is null"),
-        ("s/5.parquet", "source 's' has no text: nothing is left of its 1 inputs"),
-    ];
-    for (key, error) in errors {
-        let found = folder.error(&["--source", &format!("s={key}")]);
-        assert!(found.contains(error), "{found}");
-    }
-    let manifest = folder.prepared("skipped", &["--on-error", "skip"]);
-    assert_eq!(folder.texts("skipped", &manifest, "s"), ["a", "b"]);
-    let intake = manifest.sources[0].intake.as_ref().expect("an intake");
-    let counts: Vec<_> =
-        intake.dropped.iter().map(|(reason, dropped)| (reason.as_str(), dropped.num_documents)).collect();
-    assert_eq!(counts, [("no_column", 1), ("no_text", 1), ("unreadable_file", 2)]);
-    assert_eq!(
-        folder.prepared("body", &["--source", "s=s/1.parquet", "--text-column", "body"]).sources[0].num_documents,
-        1
-    );
-}
-
-#[test]
-fn broken_files_are_told_with_their_place_and_the_rest_goes_on() {
-    let lines = jsonl(&["one", "two", "three"]);
-    let packed = gz(&jsonl(&["a text that is long enough to be cut"; 2000]));
-    let folder = Folder::new(&[
-        (
-            "s/1.jsonl",
-            [lines.clone(), b"{\"text\": \"\xff\"}\n{\"text\": 1}\n{\"text\"\n".to_vec(), lines.clone()].concat(),
-        ),
-        ("s/2.jsonl.gz", packed[..packed.len() / 2].to_vec()),
-        ("s/3.jsonl", vec![]),
-        ("s/4.jsonl.zst", zst(&lines)[..10].to_vec()),
-        ("s/_SUCCESS", vec![]),
-        ("s/5.jsonl.gz", vec![]),
-    ]);
-    let errors = [
-        ("s/1.jsonl", "s/1.jsonl: line 4: not UTF-8 at byte"),
-        ("s/2.jsonl.gz", "s/2.jsonl.gz: cannot be read: "),
-        ("s/4.jsonl.zst", "s/4.jsonl.zst: cannot be read: "),
-    ];
-    for (key, error) in errors {
-        let found = folder.error(&["--source", &format!("s={key}")]);
-        assert!(found.contains(error) && found.contains("--on-error skip"), "{found}");
-    }
-    let manifest = folder.prepared("skipped", &["--on-error", "skip"]);
-    let intake = manifest.sources[0].intake.as_ref().expect("an intake");
-    let counts: Vec<_> =
-        intake.dropped.iter().map(|(reason, dropped)| (reason.as_str(), dropped.num_documents)).collect();
-    assert_eq!(counts, [("invalid_json", 1), ("no_text", 1), ("not_utf8", 1), ("unreadable_file", 2)]);
-    assert_eq!(intake.num_documents, manifest.sources[0].num_documents + 5);
-    let key = intake.samples_key.as_ref().expect("samples");
-    let samples = std::fs::read_to_string(folder.path("skipped").join(key)).expect("samples");
-    assert_eq!(samples.lines().count(), 5);
-    assert!(samples.contains("line 4: not UTF-8"), "{samples}");
+    let manifest = folder.prepared("corpus", &["--text-column", "body"]);
+    assert_eq!(folder.texts("corpus", &manifest, "s"), ["a", "b"]);
 }
 
 #[test]
@@ -151,31 +90,6 @@ fn a_document_longer_than_the_bound_is_refused_or_left_out() {
         let intake = manifest.source(source).and_then(|source| source.intake.as_ref()).expect("an intake");
         assert_eq!(intake.dropped["too_long"].num_documents, 1);
     }
-}
-
-#[test]
-fn flags_that_contradict_each_other_are_refused() {
-    let folder = Folder::new(&[("a.jsonl", jsonl(&["x"])), ("b.jsonl", jsonl(&["y"]))]);
-    for (flags, expected) in [
-        (["--source", "s=a.jsonl", "--source", "s=b.jsonl"], "source 's' is given twice with --source"),
-        (["--language", "a=en", "--language", "a=de"], "source 'a' is given twice with --language"),
-        (["--pairs", "a=en-de", "--pairs", "a=en-fr"], "source 'a' is given twice with --pairs"),
-        (["--source", "s=a.jsonl", "--pairs", "t=en-de"], "--pairs names 't', which is no source"),
-    ] {
-        let error = folder.error(&flags);
-        assert!(error.contains(expected), "{error}");
-    }
-}
-
-#[test]
-fn many_small_objects_are_one_source() {
-    let names: Vec<String> = (0..2_000).map(|n| format!("s/{:02}/{n:05}.jsonl", n % 50)).collect();
-    let files: Vec<_> = names.iter().map(|name| (name.as_str(), jsonl(&[name]))).collect();
-    let folder = Folder::new(&files);
-    let manifest = folder.prepared("corpus", &[]);
-    let mut expected = names.clone();
-    expected.sort();
-    assert_eq!(folder.texts("corpus", &manifest, "s"), expected);
 }
 
 const ENGLISH: [&str; 3] = ["one house", "two houses", "same"];

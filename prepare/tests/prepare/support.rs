@@ -3,9 +3,10 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::Write,
+    io::{Read, Write},
+    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, ExitStatus, Output, Stdio},
 };
 
 use polo_store::{corpus::CorpusManifest, indexed::Shard};
@@ -51,7 +52,12 @@ impl Folder {
 
     pub fn prepared(&self, output: &str, flags: &[&str]) -> CorpusManifest {
         let ran = self.prepare(output, flags);
-        assert!(ran.status.success(), "{}", talk(&ran));
+        self.manifest(output, &ran)
+    }
+
+    /// What a preparation that has come to its end has made.
+    pub fn manifest(&self, output: &str, ran: &Output) -> CorpusManifest {
+        assert!(ran.status.success(), "{}", talk(ran));
         let path = self.path(output).join("manifest.json");
         let manifest = CorpusManifest::parse("m", &fs::read(path).expect("a manifest")).expect("a good manifest");
         let line: serde_json::Value = serde_json::from_slice(&ran.stdout).expect("one JSON line");
@@ -96,6 +102,22 @@ impl Folder {
         }
         ids.into_iter().map(i64::from).collect()
     }
+}
+
+/// What a program says, and the most memory that it has had resident.
+#[expect(clippy::zombie_processes, reason = "wait4 waits for the child")]
+pub fn measured(command: &mut Command) -> (Output, u64) {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+    let (mut stdout, mut stderr) = (vec![], vec![]);
+    child.stderr.take().expect("piped").read_to_end(&mut stderr).expect("its words");
+    child.stdout.take().expect("piped").read_to_end(&mut stdout).expect("its answer");
+    let (mut status, pid) = (0, child.id().try_into().expect("a process id"));
+    // SAFETY: `rusage` is plain numbers, of which all zeros are some.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers are to places of this function; nobody else waits for the child.
+    assert_eq!(unsafe { libc::wait4(pid, &mut status, 0, &mut usage) }, pid);
+    let peak_bytes = u64::try_from(usage.ru_maxrss).expect("a size") * 1024;
+    (Output { status: ExitStatus::from_raw(status), stdout, stderr }, peak_bytes)
 }
 
 pub fn talk(output: &Output) -> String {
