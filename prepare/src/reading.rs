@@ -3,22 +3,29 @@
 use std::{
     collections::VecDeque,
     io,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
-use polo_store::Store;
+use polo_store::{Digest, Store};
 use tokio::runtime::Handle;
 
 use crate::{
     aligned::AlignedBatches,
+    cluster::{
+        FileInPlan,
+        pieces::{PackedBatches, Pieces},
+    },
     documents::{Batch, Batches, Records, decompress},
     error::{PrepareError, read_error},
-    inputs::{Format, Input, SourceInputs},
+    inputs::{Format, Input},
     journal::Position,
     object_reader::ObjectReader,
     pairs::{PairFormat, Pairs},
     parquet_file::{RangeReader, RowBatches},
-    stages::{Origin, Read},
+    stages::{Material, Origin, Read},
 };
 
 /// Files whose first bytes are fetched before their turn.
@@ -43,38 +50,134 @@ pub struct Reading {
     pub pairs: Vec<Option<Pairs>>,
 }
 
-type FileBatches = Box<dyn Iterator<Item = Result<Batch, PrepareError>> + Send>;
+/// The batches of one file.
+pub type FileBatches = Box<dyn Iterator<Item = Result<Batch, PrepareError>> + Send>;
+
+/// Batches with their numbers in the file.
+type Numbered<'a> = Box<dyn Iterator<Item = (u64, Result<Material, PrepareError>)> + Send + 'a>;
+
+/// How a file is to be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// It is read here.
+    Read,
+    /// Its result is there; with the digest of its index, if somebody told it.
+    Result(Option<Digest>),
+    /// Not at all: the preparation has failed.
+    Stop,
+}
+
+/// Knows how each file is to be had. Files go by their number among all.
+pub trait Supply: Send + Sync {
+    /// Whether a file that comes soon is surely read here, so that it can be opened before its turn.
+    fn claim(&self, file: usize) -> bool;
+    /// Waits until it is known how the file whose turn it is, and which was not claimed, is to be had.
+    fn turn(&self, file: usize) -> Way;
+    /// Has everybody who waits give up: the preparation has failed.
+    fn stop(&self);
+    /// Tells people something.
+    fn tell(&self, words: String);
+}
 
 /// A file whose first fetch is under way.
-enum Opened {
+pub enum Opened {
+    /// It has no bytes.
     Empty,
+    /// One stream.
     Stream(ObjectReader),
+    /// Two whose lines correspond.
     Pair(Box<[ObjectReader; 2]>),
+    /// Ranges here and there.
     Ranges(RangeReader),
 }
 
 impl Reading {
-    /// All batches of all `sources`, from where each goes on.
+    /// All batches of all `files`, from where each source goes on. Each file comes as `supply` has it: read here, or as
+    /// the result that lies in `pieces`.
     pub fn batches<'a>(
         self,
-        sources: &'a [SourceInputs],
+        files: &'a [FileInPlan],
         positions: &'a [Position],
+        supply: &'a dyn Supply,
+        pieces: &'a Pieces,
     ) -> impl Iterator<Item = Read> + Send + use<'a> {
-        let numbered = sources.iter().zip(positions).enumerate().flat_map(|(source, (inputs, position))| {
-            let files = inputs.inputs.iter().enumerate().skip(position.file);
-            files
-                .map(move |(file, input)| (source, file, input, if file == position.file { position.batch } else { 0 }))
-        });
+        let left = files.iter().enumerate().filter(|(_, file)| file.number >= positions[file.source].file);
         let reading = self.clone();
-        ahead(numbered.map(move |(source, file, input, skip)| (source, file, input, skip, reading.open(input))))
-            .flat_map(move |(source, file, input, num_to_skip, opened)| {
-                let batches = self.batches_of(source, input, opened);
-                let origin = move |batch: u64| Origin { source, file, batch };
-                (0..).zip(batches).skip(num_to_skip as usize).map(move |(batch, read)| (origin(batch), read))
-            })
+        let early =
+            left.map(move |(number, file)| (number, file, supply.claim(number).then(|| reading.open(&file.input))));
+        ahead(early).flat_map(move |(number, file, opened)| {
+            let position = positions[file.source];
+            let first = if file.number == position.file { position.batch } else { 0 };
+            let origin = move |batch: u64| Origin { source: file.source, file: file.number, batch };
+            let batches = match opened {
+                Some(opened) => self.raw(file, opened, first),
+                None => self.supplied(number, file, first, supply, pieces),
+            };
+            batches.map(move |(batch, read)| (origin(batch), read))
+        })
     }
 
-    fn open(&self, input: &Input) -> Opened {
+    fn supplied<'a>(
+        &self,
+        number: usize,
+        file: &'a FileInPlan,
+        first: u64,
+        supply: &'a dyn Supply,
+        pieces: &Pieces,
+    ) -> Numbered<'a> {
+        let expected = match supply.turn(number) {
+            Way::Read => return self.raw(file, self.open(&file.input), first),
+            Way::Result(expected) => expected,
+            // It has failed already; if not, no file must be left out for it.
+            Way::Stop => return Box::new(std::iter::once((first, Err(PrepareError::ThreadLost)))),
+        };
+        match pieces.open(file.work, expected) {
+            Ok(index) => Box::new(self.clone().packed(file, pieces.batches(file.work, index, first), first, supply)),
+            Err(error) => {
+                supply.tell(format!("{}: {error}; reading it here", file.input.key));
+                self.raw(file, self.open(&file.input), first)
+            }
+        }
+    }
+
+    /// The batches of a result; where it turns out to be damaged, the file is read instead from that batch on.
+    fn packed<'a>(
+        self,
+        file: &'a FileInPlan,
+        mut packed: PackedBatches,
+        first: u64,
+        supply: &'a dyn Supply,
+    ) -> impl Iterator<Item = (u64, Result<Material, PrepareError>)> + Send + use<'a> {
+        let (mut next, mut instead): (u64, Option<Numbered<'a>>) = (first, None);
+        std::iter::from_fn(move || {
+            if let Some(raw) = &mut instead {
+                return raw.next();
+            }
+            match packed.next() {
+                Some(Ok((number, batch))) => {
+                    next = number + 1;
+                    Some((number, Ok(Material::Packed(batch))))
+                }
+                Some(Err(error)) => {
+                    supply.tell(format!("{}: {error}; reading it here", file.input.key));
+                    instead.insert(self.raw(file, self.open(&file.input), next)).next()
+                }
+                None => {
+                    self.num_bytes_read.fetch_add(file.input.total_bytes(), Ordering::Relaxed);
+                    None
+                }
+            }
+        })
+        .fuse()
+    }
+
+    fn raw<'a>(&self, file: &FileInPlan, opened: Opened, first: u64) -> Numbered<'a> {
+        let batches = (0..).zip(self.batches_of(file.source, &file.input, opened)).skip(first as usize);
+        Box::new(batches.map(|(number, batch)| (number, batch.map(Material::Raw))))
+    }
+
+    /// Opens a file, of which the first bytes are fetched from now on.
+    pub fn open(&self, input: &Input) -> Opened {
         let stream = |input: &Input| {
             let num_bytes_read = Arc::clone(&self.num_bytes_read);
             ObjectReader::new(self.runtime.clone(), self.store.clone(), &input.key, input.num_bytes, num_bytes_read)
@@ -91,7 +194,8 @@ impl Reading {
         }
     }
 
-    fn batches_of(&self, source: usize, input: &Input, opened: Opened) -> FileBatches {
+    /// The batches of a file of source number `source`.
+    pub fn batches_of(&self, source: usize, input: &Input, opened: Opened) -> FileBatches {
         let batches: Result<FileBatches, PrepareError> = match opened {
             Opened::Empty => Ok(Box::new(std::iter::empty())),
             Opened::Ranges(reader) => RowBatches::open(reader, &self.text_column).map(|rows| Box::new(rows) as _),

@@ -1,0 +1,621 @@
+//! Who works on which file: `step(state, now, event) -> actions`, with no IO and no clock.
+//!
+//! Files go by their number in input order. The leader takes them in that order, one at a time: a file's **turn**. A file
+//! that nobody works on when its turn comes is read by the leader itself; until then it may be **leased** to a helper, or,
+//! while the leader waits for a helper's result, to the leader's own cores. A lease ends with a result, or it lapses: then
+//! the file is anybody's again. A file whose leases lapse twice is left to the leader, so that a file which kills whoever
+//! touches it does not kill all helpers.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
+
+use polo_store::Digest;
+
+use crate::reading::Way;
+
+/// Milliseconds since some moment.
+pub type NowMs = u64;
+
+/// After so many lapses a file is not leased any more.
+const MAX_LAPSES: u8 = 2;
+/// After so many failures in a row a helper is turned away: its machine is at fault.
+const MAX_FAILURES: u32 = 3;
+/// A helper is given another file while it has less than this: small files should not wait for each other.
+const LEASED_BYTES: u64 = 8 << 20;
+/// And while it has fewer than this.
+const LEASED_FILES: usize = 64;
+
+/// One session of a helper; a helper that comes back has another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HelperId(pub u64);
+
+/// Who works on a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Worker {
+    /// A helper.
+    Helper(HelperId),
+    /// The leader's own cores, while it waits.
+    Own,
+}
+
+/// What the decisions are made with.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Of the program and its formats.
+    pub version: String,
+    /// Digest of what is prepared.
+    pub preparation: Digest,
+    /// Nothing is begun before so many helpers are there ...
+    pub min_helpers: usize,
+    /// ... or this time has passed.
+    pub max_wait_ms: u64,
+    /// A helper that is silent for longer is given up.
+    pub silence_timeout_ms: u64,
+    /// A helper that has leases but makes no progress for longer is given up.
+    pub progress_timeout_ms: u64,
+    /// Most stored bytes of files that are leased or done before their turn.
+    pub max_ahead_bytes: u64,
+}
+
+/// Who a helper is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Introduction {
+    /// For people.
+    pub name: String,
+    /// Of its program.
+    pub version: String,
+    /// What it would prepare.
+    pub preparation: Digest,
+    /// What it has of an earlier session: files, with results where those are stored.
+    pub held: Vec<(usize, Option<Digest>)>,
+}
+
+/// What happens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A helper wants to take part.
+    Joined(HelperId, Introduction),
+    /// It says something.
+    Said(HelperId, Said),
+    /// Its stream ended.
+    StreamBroken(HelperId),
+    /// The leader's own cores say something.
+    OwnSaid(Said),
+    /// The leader will soon come to this file.
+    Claim(usize),
+    /// The leader has come to this file.
+    Turn(usize),
+    /// Time has passed.
+    Tick,
+}
+
+/// What somebody says who works.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Said {
+    /// Here I am; the number grows while there is progress.
+    Heartbeat(u64),
+    /// The result of a file is stored; with the digest of its index.
+    Done(usize, Digest),
+    /// This file cannot be done here.
+    Failed(usize, String),
+}
+
+/// What is to be done about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// The helper takes part.
+    Welcome(HelperId),
+    /// It does not, or not any more; its stream ends.
+    Dismiss(HelperId, Dismissal),
+    /// Have a file worked on.
+    Lease(Worker, usize),
+    /// It need not be worked on any more.
+    Forget(HelperId, usize),
+    /// Answers [`Event::Claim`].
+    Claimed(usize, bool),
+    /// Answers [`Event::Turn`].
+    Take(usize, Way),
+    /// A result that nobody wants lies there.
+    Discard(usize),
+    /// For people.
+    News(News),
+}
+
+/// Why a helper does not take part, or not any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Dismissal {
+    /// Its program is of another version.
+    OtherVersion {
+        /// The helper's.
+        helper: String,
+        /// The leader's.
+        leader: String,
+    },
+    /// It has made ready for something else.
+    OtherPreparation,
+    /// It was not heard of.
+    Silent {
+        /// For how long.
+        for_ms: u64,
+    },
+    /// It is there, but what it has leased does not go on.
+    Stuck {
+        /// For how long.
+        for_ms: u64,
+    },
+    /// It failed too often in a row.
+    Failing {
+        /// What it said last.
+        reason: String,
+    },
+}
+
+impl Dismissal {
+    /// Whether it would be the same if the helper came back.
+    pub fn is_final(&self) -> bool {
+        !matches!(self, Self::Silent { .. })
+    }
+}
+
+impl fmt::Display for Dismissal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OtherVersion { helper, leader } => write!(
+                f,
+                "it is of version {helper} (program/corpora/results), and the leader of {leader}; run the same program \
+                 everywhere"
+            ),
+            Self::OtherPreparation => f.write_str("the leader prepares something else by now; join it again"),
+            Self::Silent { for_ms } => write!(f, "nothing was heard of it for {} s", for_ms / 1000),
+            Self::Stuck { for_ms } => {
+                write!(
+                    f,
+                    "it made no progress for {} s; look at its machine and at the way to the stores",
+                    for_ms / 1000
+                )
+            }
+            Self::Failing { reason } => write!(f, "it failed {MAX_FAILURES} times in a row, last with: {reason}"),
+        }
+    }
+}
+
+/// What people are told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum News {
+    /// A helper takes part.
+    Joined {
+        /// Its name.
+        name: String,
+        /// How many there are now.
+        num_helpers: usize,
+    },
+    /// A helper works on a file.
+    Leased {
+        /// Its name.
+        name: String,
+        /// The file.
+        file: usize,
+    },
+    /// A helper is gone.
+    Left {
+        /// Its name.
+        name: String,
+        /// Why; nothing where its stream broke.
+        why: Option<Dismissal>,
+        /// What it had leased.
+        files: Vec<usize>,
+    },
+    /// A helper may not take part.
+    Refused {
+        /// Its name.
+        name: String,
+        /// Why.
+        why: Dismissal,
+    },
+    /// A file was not done.
+    Failed {
+        /// Who failed.
+        name: String,
+        /// The file.
+        file: usize,
+        /// Why.
+        reason: String,
+    },
+    /// Not as many helpers came as were awaited.
+    BegunWithout {
+        /// How many there are.
+        num_helpers: usize,
+        /// How many were awaited.
+        min_helpers: usize,
+    },
+}
+
+/// Where a file stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum File {
+    /// Nobody has it.
+    Open,
+    /// Somebody works on it.
+    Leased(Worker),
+    /// Its result is stored.
+    Done(Option<Digest>),
+    /// The leader has come to it and reads it itself.
+    Read,
+    /// The leader has come to it and takes its result; or it was done before this process began.
+    Past,
+}
+
+#[derive(Debug)]
+struct Helper {
+    name: String,
+    heard_ms: NowMs,
+    progress: u64,
+    progress_ms: NowMs,
+    files: BTreeSet<usize>,
+    num_failures: u32,
+}
+
+/// What the leader waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Awaited {
+    /// Helpers, before anything is begun.
+    Helpers {
+        /// How many.
+        min_helpers: usize,
+    },
+    /// The result of a file.
+    File {
+        /// Its number.
+        file: usize,
+        /// Whose.
+        name: String,
+    },
+}
+
+/// What people see of the state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overview {
+    /// Helpers that take part.
+    pub num_helpers: usize,
+    /// Files that are worked on.
+    pub num_leased: usize,
+    /// Files that are done before their turn.
+    pub num_done: usize,
+    /// What the leader waits for.
+    pub awaited: Option<Awaited>,
+}
+
+/// The state.
+#[derive(Debug)]
+pub struct Leases {
+    settings: Settings,
+    num_bytes: Vec<u64>,
+    files: Vec<File>,
+    num_lapses: Vec<u8>,
+    open: BTreeSet<usize>,
+    helpers: BTreeMap<HelperId, Helper>,
+    own: Option<usize>,
+    ahead_bytes: u64,
+    num_done: usize,
+    turn: Option<usize>,
+    /// Before then, helpers are waited for.
+    begins_ms: Option<NowMs>,
+}
+
+impl Leases {
+    /// For files of these stored sizes. Those that are `past` need nothing any more; those that are `done` have results.
+    pub fn new(settings: Settings, num_bytes: Vec<u64>, past: &[bool], done: &BTreeSet<usize>, now: NowMs) -> Self {
+        let begins_ms = (settings.min_helpers > 0).then_some(now + settings.max_wait_ms);
+        let file = |(number, past): (usize, &bool)| match past {
+            true => File::Past,
+            false if done.contains(&number) => File::Done(None),
+            false => File::Open,
+        };
+        let files: Vec<_> = past.iter().enumerate().map(file).collect();
+        let open = (0..files.len()).filter(|number| files[*number] == File::Open).collect();
+        let is_done = |number: &usize| matches!(files[*number], File::Done(_));
+        let ahead: Vec<_> = (0..files.len()).filter(is_done).collect();
+        let ahead_bytes = ahead.iter().map(|number| num_bytes[*number]).sum();
+        let (num_lapses, num_done) = (vec![0; files.len()], ahead.len());
+        let (helpers, own, turn) = (BTreeMap::new(), None, None);
+        Self { settings, num_bytes, files, num_lapses, open, helpers, own, ahead_bytes, num_done, turn, begins_ms }
+    }
+
+    /// Takes one event and returns what must be done about it.
+    pub fn step(&mut self, now: NowMs, event: Event) -> Vec<Action> {
+        let mut actions = match event {
+            Event::Joined(id, introduction) => self.joined(now, id, introduction),
+            Event::Said(id, said) => self.said(now, id, said),
+            Event::StreamBroken(id) => self.lose(id, None),
+            Event::OwnSaid(said) => self.own_said(said),
+            Event::Claim(file) => vec![Action::Claimed(file, self.claim(file))],
+            Event::Turn(file) => {
+                self.turn = Some(file);
+                vec![]
+            }
+            Event::Tick => vec![],
+        };
+        actions.extend(self.give_up_silent(now));
+        actions.extend(self.begin(now));
+        actions.extend(self.take_turn());
+        actions.extend(self.lease(now));
+        actions
+    }
+
+    /// When time alone will change something.
+    pub fn next_wake(&self) -> Option<NowMs> {
+        self.helpers.values().map(|helper| self.lapses_ms(helper)).chain(self.begins_ms).min()
+    }
+
+    /// What people see.
+    pub fn overview(&self) -> Overview {
+        let num_leased = self.helpers.values().map(|helper| helper.files.len()).sum::<usize>();
+        let awaited = match (self.begins_ms, self.turn) {
+            (Some(_), _) => Some(Awaited::Helpers { min_helpers: self.settings.min_helpers }),
+            (None, Some(file)) => match self.files[file] {
+                File::Leased(worker) => Some(Awaited::File { file, name: self.name(worker) }),
+                _ => None,
+            },
+            (None, None) => None,
+        };
+        let num_leased = num_leased + usize::from(self.own.is_some());
+        Overview { num_helpers: self.helpers.len(), num_leased, num_done: self.num_done, awaited }
+    }
+
+    fn name(&self, worker: Worker) -> String {
+        match worker {
+            Worker::Helper(id) => self.helpers.get(&id).map(|helper| helper.name.clone()).unwrap_or_default(),
+            Worker::Own => "this machine".to_owned(),
+        }
+    }
+
+    fn joined(&mut self, now: NowMs, id: HelperId, introduction: Introduction) -> Vec<Action> {
+        let Introduction { name, version, preparation, held } = introduction;
+        let why = if version != self.settings.version {
+            Some(Dismissal::OtherVersion { helper: version, leader: self.settings.version.clone() })
+        } else if preparation != self.settings.preparation {
+            Some(Dismissal::OtherPreparation)
+        } else {
+            None
+        };
+        if let Some(why) = why {
+            return vec![Action::News(News::Refused { name, why: why.clone() }), Action::Dismiss(id, why)];
+        }
+        let (files, num_failures, progress) = (BTreeSet::new(), 0, 0);
+        let helper = Helper { name: name.clone(), heard_ms: now, progress, progress_ms: now, files, num_failures };
+        self.helpers.insert(id, helper);
+        let num_helpers = self.helpers.len();
+        let mut actions = vec![Action::Welcome(id), Action::News(News::Joined { name, num_helpers })];
+        for (file, result) in held {
+            match result {
+                Some(result) => actions.extend(self.done(Worker::Helper(id), file, result)),
+                None if self.files[file] == File::Open => self.set_leased(now, Worker::Helper(id), file),
+                None => actions.push(Action::Forget(id, file)),
+            }
+        }
+        actions
+    }
+
+    fn said(&mut self, now: NowMs, id: HelperId, said: Said) -> Vec<Action> {
+        let Some(helper) = self.helpers.get_mut(&id) else { return vec![] };
+        helper.heard_ms = now;
+        match said {
+            Said::Heartbeat(progress) => {
+                if progress != helper.progress {
+                    (helper.progress, helper.progress_ms) = (progress, now);
+                }
+                vec![]
+            }
+            Said::Done(file, result) => {
+                (helper.num_failures, helper.progress_ms) = (0, now);
+                self.done(Worker::Helper(id), file, result)
+            }
+            Said::Failed(file, reason) => {
+                helper.num_failures += 1;
+                let (num_failures, name) = (helper.num_failures, helper.name.clone());
+                let mut actions = vec![Action::News(News::Failed { name, file, reason: reason.clone() })];
+                if self.files[file] == File::Leased(Worker::Helper(id)) {
+                    self.lapse(file);
+                }
+                if num_failures >= MAX_FAILURES {
+                    actions.extend(self.dismiss(id, Dismissal::Failing { reason }));
+                }
+                actions
+            }
+        }
+    }
+
+    fn own_said(&mut self, said: Said) -> Vec<Action> {
+        match said {
+            Said::Heartbeat(_) => vec![],
+            Said::Done(file, result) => self.done(Worker::Own, file, result),
+            Said::Failed(file, reason) => {
+                if self.files[file] == File::Leased(Worker::Own) {
+                    self.lapse(file);
+                }
+                vec![Action::News(News::Failed { name: self.name(Worker::Own), file, reason })]
+            }
+        }
+    }
+
+    /// A result is stored. Whoever made it: results of the same work are the same.
+    fn done(&mut self, worker: Worker, file: usize, result: Digest) -> Vec<Action> {
+        let mut actions = vec![];
+        match self.files[file] {
+            File::Open => {
+                self.open.remove(&file);
+                self.ahead_bytes += self.num_bytes[file];
+            }
+            File::Leased(holder) => {
+                self.release(holder, file);
+                if let (Worker::Helper(id), true) = (holder, holder != worker) {
+                    actions.push(Action::Forget(id, file));
+                }
+            }
+            File::Read => return vec![Action::Discard(file)],
+            File::Done(_) | File::Past => return vec![],
+        }
+        self.files[file] = File::Done(Some(result));
+        self.num_done += 1;
+        actions
+    }
+
+    /// Takes a file from whoever has it, without saying whose it is now.
+    fn release(&mut self, holder: Worker, file: usize) {
+        match holder {
+            Worker::Own => self.own = None,
+            Worker::Helper(id) => {
+                if let Some(helper) = self.helpers.get_mut(&id) {
+                    helper.files.remove(&file);
+                }
+            }
+        }
+    }
+
+    fn set_leased(&mut self, now: NowMs, worker: Worker, file: usize) {
+        self.open.remove(&file);
+        self.ahead_bytes += self.num_bytes[file];
+        self.files[file] = File::Leased(worker);
+        match worker {
+            Worker::Own => self.own = Some(file),
+            Worker::Helper(id) => {
+                if let Some(helper) = self.helpers.get_mut(&id) {
+                    if helper.files.is_empty() {
+                        helper.progress_ms = now; // whoever had nothing to do was not stuck
+                    }
+                    helper.files.insert(file);
+                }
+            }
+        }
+    }
+
+    fn lapse(&mut self, file: usize) {
+        if let File::Leased(holder) = self.files[file] {
+            self.release(holder, file);
+            self.ahead_bytes -= self.num_bytes[file];
+            self.num_lapses[file] = self.num_lapses[file].saturating_add(1);
+            self.files[file] = File::Open;
+            self.open.insert(file);
+        }
+    }
+
+    fn lose(&mut self, id: HelperId, why: Option<Dismissal>) -> Vec<Action> {
+        let Some(helper) = self.helpers.get(&id) else { return vec![] };
+        let (name, files) = (helper.name.clone(), helper.files.iter().copied().collect::<Vec<_>>());
+        files.iter().for_each(|file| self.lapse(*file));
+        self.helpers.remove(&id);
+        vec![Action::News(News::Left { name, why, files })]
+    }
+
+    fn dismiss(&mut self, id: HelperId, why: Dismissal) -> Vec<Action> {
+        let mut actions = self.lose(id, Some(why.clone()));
+        actions.push(Action::Dismiss(id, why));
+        actions
+    }
+
+    fn lapses_ms(&self, helper: &Helper) -> NowMs {
+        let silent_ms = helper.heard_ms + self.settings.silence_timeout_ms;
+        let stuck_ms = helper.progress_ms + self.settings.progress_timeout_ms;
+        if helper.files.is_empty() { silent_ms } else { silent_ms.min(stuck_ms) }
+    }
+
+    fn give_up_silent(&mut self, now: NowMs) -> Vec<Action> {
+        let late = self.helpers.iter().filter(|(_, helper)| self.lapses_ms(helper) <= now);
+        let why = |helper: &Helper| match now - helper.heard_ms {
+            for_ms if for_ms >= self.settings.silence_timeout_ms => Dismissal::Silent { for_ms },
+            _ => Dismissal::Stuck { for_ms: now - helper.progress_ms },
+        };
+        let late: Vec<_> = late.map(|(id, helper)| (*id, why(helper))).collect();
+        late.into_iter().flat_map(|(id, why)| self.dismiss(id, why)).collect()
+    }
+
+    fn begin(&mut self, now: NowMs) -> Vec<Action> {
+        let Some(begins_ms) = self.begins_ms else { return vec![] };
+        let (num_helpers, min_helpers) = (self.helpers.len(), self.settings.min_helpers);
+        if num_helpers < min_helpers && now < begins_ms {
+            return vec![];
+        }
+        self.begins_ms = None;
+        let too_few = num_helpers < min_helpers;
+        too_few.then_some(Action::News(News::BegunWithout { num_helpers, min_helpers })).into_iter().collect()
+    }
+
+    /// With helpers, files are left to them for as long as possible; and large ones to those that may still come.
+    fn claim(&mut self, file: usize) -> bool {
+        let is_alone = self.begins_ms.is_none() && self.helpers.is_empty();
+        let is_claimed = is_alone && self.files[file] == File::Open && self.num_bytes[file] <= LEASED_BYTES;
+        if is_claimed {
+            self.read(file);
+        }
+        is_claimed
+    }
+
+    fn read(&mut self, file: usize) {
+        self.open.remove(&file);
+        self.files[file] = File::Read;
+    }
+
+    fn take_turn(&mut self) -> Vec<Action> {
+        let Some(file) = self.turn.filter(|_| self.begins_ms.is_none()) else { return vec![] };
+        let way = match self.files[file] {
+            File::Leased(_) => return vec![],
+            File::Open => {
+                self.read(file);
+                Way::Read
+            }
+            File::Done(result) => {
+                self.files[file] = File::Past;
+                self.ahead_bytes -= self.num_bytes[file];
+                self.num_done -= 1;
+                Way::Result(result)
+            }
+            File::Read | File::Past => Way::Read,
+        };
+        self.turn = None;
+        vec![Action::Take(file, way)]
+    }
+
+    fn lease(&mut self, now: NowMs) -> Vec<Action> {
+        let mut actions = vec![];
+        if self.begins_ms.is_some() {
+            return actions;
+        }
+        while let Some(file) = self.next_open()
+            && let Some(id) = self.next_helper()
+        {
+            self.set_leased(now, Worker::Helper(id), file);
+            let name = self.name(Worker::Helper(id));
+            actions.extend([Action::Lease(Worker::Helper(id), file), Action::News(News::Leased { name, file })]);
+        }
+        if self.turn.is_some()
+            && self.own.is_none()
+            && let Some(file) = self.next_open()
+        {
+            self.set_leased(now, Worker::Own, file);
+            actions.push(Action::Lease(Worker::Own, file));
+        }
+        actions
+    }
+
+    /// The first file that may be leased, as far ahead as is allowed.
+    fn next_open(&self) -> Option<usize> {
+        let file = *self.open.iter().find(|file| self.num_lapses[**file] < MAX_LAPSES)?;
+        let has_room = self.ahead_bytes == 0
+            || self.ahead_bytes.saturating_add(self.num_bytes[file]) <= self.settings.max_ahead_bytes;
+        has_room.then_some(file)
+    }
+
+    /// The helper that has least to do, if it has little enough.
+    fn next_helper(&self) -> Option<HelperId> {
+        let leased_bytes = |helper: &Helper| helper.files.iter().map(|file| self.num_bytes[*file]).sum::<u64>();
+        let loads = self.helpers.iter().map(|(id, helper)| (leased_bytes(helper), helper.files.len(), *id));
+        let (num_bytes, num_files, id) = loads.min()?;
+        let has_room = num_files == 0 || num_bytes < LEASED_BYTES && num_files < LEASED_FILES;
+        has_room.then_some(id)
+    }
+}
+
+#[cfg(test)]
+mod tests;
