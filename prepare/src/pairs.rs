@@ -211,15 +211,18 @@ mod tests {
     }
 
     /// Texts, and reasons in the place of what is dropped.
-    fn told(found: Vec<Found>) -> Vec<Result<String, String>> {
-        found.into_iter().map(|found| found.map(|d| d.text).map_err(|rejected| rejected.reason.into_owned())).collect()
+    fn told(found: Vec<Found>) -> Vec<Result<String, &'static str>> {
+        found
+            .into_iter()
+            .map(|found| found.map(|d| d.text).map_err(|rejected| &*rejected.reason.into_owned().leak()))
+            .collect()
     }
 
     fn lines(text: &str) -> impl Iterator<Item = (u64, &[u8])> {
         (1..).zip(text.as_bytes().split_inclusive(|byte| *byte == b'\n'))
     }
 
-    fn expected(line: u64, input: &str, output: &str) -> Result<String, String> {
+    fn expected(line: u64, input: &str, output: &str) -> Result<String, &'static str> {
         Ok(templates::render(Pair { src_lang: "English", tgt_lang: "German", input, output }, 1, line))
     }
 

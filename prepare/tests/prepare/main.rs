@@ -3,6 +3,7 @@
 
 mod basics;
 mod cleaning;
+mod cluster;
 mod formats;
 mod peer;
 mod restart;
