@@ -7,7 +7,7 @@ use crate::{
         Cleaner,
         duplicates::{IndexFull, Seen, Signature},
     },
-    cluster::pieces,
+    cluster::packing,
     documents::{Batch, Document},
     encode::Encoder,
     error::{Place, PrepareError},
@@ -29,7 +29,7 @@ pub struct Origin {
 pub enum Material {
     /// As it lies in its file.
     Raw(Batch),
-    /// Examined and encoded before, and packed (see [`pieces`]).
+    /// Examined and encoded before, and packed (see [`packing`]).
     Packed(Bytes),
 }
 
@@ -120,7 +120,7 @@ pub struct Kept {
 /// Takes a batch apart and judges each document by itself.
 pub fn examine(cleaner: &Cleaner, max_document_bytes: usize, (origin, read): Read) -> Examined {
     let (key, documents) = match read {
-        Ok(Material::Packed(packed)) => pieces::unpack(&packed),
+        Ok(Material::Packed(packed)) => packing::unpack(&packed),
         Ok(Material::Raw(batch)) => {
             let examined = |document: Document| {
                 let signature = cleaner.examine(origin.source, &document)?;

@@ -285,7 +285,9 @@ impl Helper {
         match message.message {
             Some(Down::Lease(lease)) => {
                 let file = wire::leased(lease, self.num_sources).map_err(broken)?;
-                eprintln!("working on {}", file.input.key);
+                if self.worker.held().next().is_none() {
+                    eprintln!("working on {}", file.input.key); // small ones after it are not told of
+                }
                 self.results.retain(|(work, _)| *work != file.work);
                 self.worker.lease(file);
                 Ok(())

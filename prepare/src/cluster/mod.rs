@@ -1,15 +1,16 @@
 //! One corpus from several machines.
 //!
 //! A **leader** does what a preparation on one machine does, and lets **helpers** do ahead of its turn what costs a file
-//! most: reading, taking apart, judging, encoding. A helper stores the result of a file beside the journal ([`pieces`]), and
-//! the leader takes it up when the file's turn comes, as if it had made it itself; duplicates are decided by the leader
-//! alone, in input order. So the corpus does not depend on who has worked on what. Who works on which file is decided by a
-//! pure machine ([`leases`]); [`leader`] and [`service`] are the shell around it, [`helper`] is the other side, and
-//! [`work`] are the threads that work on leased files on either.
+//! most: reading, taking apart, judging, encoding. A helper stores the result of a file, batch by batch ([`packing`]), beside
+//! the journal ([`pieces`]), and the leader takes it up when the file's turn comes, as if it had made it itself; duplicates
+//! are decided by the leader alone, in input order. So the corpus does not depend on who has worked on what. Who works on
+//! which file is decided by a pure machine ([`leases`]); [`leader`] and [`service`] are the shell around it, [`helper`] is
+//! the other side, and [`work`] are the threads that work on leased files on either.
 
 pub mod helper;
 pub mod leader;
 mod leases;
+pub mod packing;
 pub mod pieces;
 mod service;
 mod wire;

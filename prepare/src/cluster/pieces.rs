@@ -2,44 +2,31 @@
 //!
 //! A result lies under `.prepare/.pieces/WORK/`, where WORK is the digest of everything that it follows from, so that one of
 //! another file, plan or format is never taken for it. `000000`, `000001`, ... are pieces: an 8-byte magic, then for each
-//! batch its length (u32, little-endian) and a Zstandard frame with a [`v1::ExaminedBatch`]. `index.json`, written last,
+//! batch its length (u32, little-endian) and the packed batch ([`super::packing`]). `index.json`, written last,
 //! has the pieces' digests; its own digest is what a helper tells the leader.
 
 use std::{
-    borrow::Cow,
     collections::{HashMap, HashSet},
-    io,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use bytes::{Buf, Bytes};
 use futures::{StreamExt, TryStreamExt};
-use polo_proto::v1::{self, examined_record::Outcome, record_place};
 use polo_store::{Digest, Store};
-use prost::Message;
 use serde::{Deserialize, Serialize};
 use tokio::{runtime::Handle, task::JoinHandle};
 
-use crate::{
-    cleaning::duplicates::Signature,
-    encode::Encoder,
-    error::{Place, PrepareError},
-    journal,
-    reason::{Rejected, excerpt},
-    stages::{Body, Candidate, Examined},
-};
+use crate::{error::PrepareError, journal};
 
 /// To be raised whenever results are written in another way.
 pub const FORMAT_VERSION: u32 = 1;
 
 /// No source can be called so.
-const FOLDER: &str = ".pieces";
+pub const FOLDER: &str = ".pieces";
 const INDEX: &str = "index.json";
 const MAGIC: &[u8; 8] = b"POLOPCS1";
 /// A piece is stored when it has this many bytes.
 const PIECE_BYTES: usize = 8 << 20;
-/// Speed matters more than size: results lie there for a short time.
-const ZSTD_LEVEL: i32 = 1;
 /// Objects removed at the same time.
 const CONCURRENCY: usize = 16;
 
@@ -121,15 +108,11 @@ impl Pieces {
 
     /// The packed batches of a result with their numbers, from number `first` on. Ends after the first error.
     pub fn batches(&self, work: Work, index: ResultIndex, first: u64) -> PackedBatches {
-        let mut next_batch = 0;
-        let mut pieces: Vec<_> = index.pieces.into_iter().enumerate().collect();
-        pieces.retain(|(_, piece)| {
-            let ends_before = next_batch + piece.num_batches <= first;
-            next_batch += if ends_before { piece.num_batches } else { 0 };
-            // Only from the start: once one is kept, `next_batch` stays.
-            !ends_before
-        });
-        let (pieces, fetched) = (pieces.into_iter(), None);
+        let (mut pieces, mut next_batch) = (index.pieces.into_iter().enumerate().peekable(), 0);
+        while let Some((_, piece)) = pieces.next_if(|(_, piece)| next_batch + piece.num_batches <= first) {
+            next_batch += piece.num_batches;
+        }
+        let (pieces, fetched) = (pieces.collect::<Vec<_>>().into_iter(), None);
         let mut batches =
             PackedBatches { from: self.clone(), work, pieces, fetched, frames: vec![].into_iter(), next_batch, first };
         batches.fetch_ahead();
@@ -257,7 +240,7 @@ impl Iterator for PackedBatches {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            while let Some(frame) = self.frames.next() {
+            for frame in self.frames.by_ref() {
                 self.next_batch += 1;
                 if self.next_batch > self.first {
                     return Some(Ok((self.next_batch - 1, frame)));
@@ -287,113 +270,86 @@ fn split(mut bytes: Bytes) -> Option<Vec<Bytes>> {
     Some(frames)
 }
 
-/// Encodes and packs a batch. An error is the machine's own: whatever is wrong with the batch is packed with it.
-pub fn pack(encoder: &Encoder, examined: Examined) -> Result<Vec<u8>, PrepareError> {
-    let Examined { key, documents, .. } = examined;
-    let (mut ids, mut records) = (vec![], Vec::with_capacity(documents.len()));
-    for found in documents {
-        let outcome = match found {
-            Ok(candidate) => {
-                let start = ids.len();
-                encoder.append(&key, &candidate, &mut ids)?;
-                Outcome::Document(packed_document(candidate, ids.len() - start))
+#[cfg(test)]
+mod tests {
+    use tokio::runtime::Runtime;
+
+    use super::*;
+
+    /// Three pieces of three, three and one batches, each a third of a piece and something.
+    fn stored(pieces: &Pieces, work: Work) -> Digest {
+        let mut writer = pieces.writer(work);
+        (0..7).for_each(|number| writer.push(&vec![number; PIECE_BYTES / 3]).expect("pushed"));
+        writer.finish().expect("stored")
+    }
+
+    fn pieces(runtime: &Runtime, name: &str) -> (Store, Pieces) {
+        let _entered = runtime.enter();
+        let store = Store::open(&format!("memory://{name}")).expect("a store");
+        (store.clone(), Pieces::new(&store))
+    }
+
+    fn work(name: &str) -> Work {
+        Work(Digest::of(name.as_bytes()))
+    }
+
+    /// Numbers and first bytes of batches, and what ends them early.
+    fn read(pieces: &Pieces, work: Work, first: u64) -> (Vec<(u64, u8)>, Option<String>) {
+        let index = pieces.open(work, None).expect("an index");
+        let (mut numbers, mut error) = (vec![], None);
+        for batch in pieces.batches(work, index, first) {
+            match batch {
+                Ok((number, bytes)) => numbers.push((number, bytes[0])),
+                Err(found) => error = Some(found.to_string()),
             }
-            Err(rejected) => Outcome::Rejected(packed_rejected(rejected)?),
-        };
-        records.push(v1::ExaminedRecord { outcome: Some(outcome) });
+        }
+        (numbers, error)
     }
-    let token_ids = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-    let batch = v1::ExaminedBatch { key: key.clone(), records, token_ids };
-    zstd::bulk::compress(&batch.encode_to_vec(), ZSTD_LEVEL).map_err(|source| PrepareError::Unreadable { key, source })
-}
 
-fn packed_document(candidate: Candidate, num_tokens: usize) -> v1::ExaminedDocument {
-    let Candidate { place, num_bytes_text, signature, body } = candidate;
-    let may_be_dropped = signature != Signature::default();
-    let excerpt = match body {
-        Body::Text(text) if may_be_dropped => excerpt(&text),
-        Body::Ids { excerpt, .. } => excerpt,
-        Body::Text(_) => String::new(),
-    };
-    v1::ExaminedDocument {
-        place: Some(packed_place(place)),
-        num_tokens: num_tokens as u64,
-        num_bytes_text,
-        has_exact: signature.exact.is_some(),
-        signature: signature.to_bytes().collect(),
-        excerpt,
+    #[test]
+    fn batches_come_from_where_they_are_wanted() {
+        let runtime = Runtime::new().expect("a runtime");
+        let (_, pieces) = pieces(&runtime, "pieces-from-where");
+        let digest = stored(&pieces, work("a"));
+        pieces.open(work("a"), Some(digest)).expect("as told");
+        assert!(pieces.open(work("a"), Some(Digest::of(b"other"))).is_err());
+        for first in 0..=7 {
+            let expected: Vec<_> = (first..7).map(|number| (number, number as u8)).collect();
+            assert_eq!(read(&pieces, work("a"), first), (expected, None));
+        }
     }
-}
 
-fn packed_rejected(rejected: Rejected) -> Result<v1::RejectedRecord, PrepareError> {
-    let Rejected { reason, place, num_bytes_text, excerpt, fault } = rejected;
-    let fault = match fault {
-        // Not of the file, but of the way to it.
-        Some(fault) if fault.reason().is_none() => return Err(*fault),
-        fault => fault.map(|fault| fault.to_string()),
-    };
-    let reason = reason.into_owned();
-    Ok(v1::RejectedRecord { reason, place: place.map(packed_place), num_bytes_text, excerpt, fault })
-}
-
-fn packed_place(place: Place) -> v1::RecordPlace {
-    let place = match place {
-        Place::Line(line) => record_place::Place::Line(line),
-        Place::Row(row) => record_place::Place::Row(row),
-    };
-    v1::RecordPlace { place: Some(place) }
-}
-
-/// The key and the documents of a packed batch.
-pub fn unpack(packed: &[u8]) -> (String, Vec<Result<Candidate, Rejected>>) {
-    try_unpack(packed).unwrap_or_else(|reason| {
-        let url = format!("a batch in {FOLDER}");
-        (String::new(), vec![Err(PrepareError::DamagedPiece { url, reason }.into())])
-    })
-}
-
-type Unpacked = (String, Vec<Result<Candidate, Rejected>>);
-
-fn try_unpack(packed: &[u8]) -> Result<Unpacked, String> {
-    let bytes = zstd::stream::decode_all(io::Cursor::new(packed)).map_err(|error| error.to_string())?;
-    let batch = v1::ExaminedBatch::decode(&*bytes).map_err(|error| error.to_string())?;
-    let (mut ids, rest) = batch.token_ids.as_chunks::<4>();
-    if !rest.is_empty() {
-        return Err("token ids that are cut off".to_owned());
+    #[test]
+    fn damage_ends_the_batches_where_it_is() {
+        let runtime = Runtime::new().expect("a runtime");
+        let (store, pieces) = pieces(&runtime, "pieces-damaged");
+        stored(&pieces, work("a"));
+        let key = format!(".prepare/.pieces/{}", piece_key(work("a"), 1));
+        let mut bytes = runtime.block_on(store.get(&key)).expect("there").to_vec();
+        bytes[PIECE_BYTES / 2] ^= 1;
+        runtime.block_on(store.put(&key, bytes.into())).expect("stored");
+        let (numbers, error) = read(&pieces, work("a"), 1);
+        assert_eq!(numbers, [(1, 1), (2, 2)]);
+        assert!(error.is_some_and(|error| error.contains("another digest")));
+        assert_eq!(read(&pieces, work("a"), 6), (vec![(6, 6)], None));
     }
-    let mut documents = Vec::with_capacity(batch.records.len());
-    for record in batch.records {
-        documents.push(match record.outcome.ok_or("an empty record")? {
-            Outcome::Document(document) => Ok(unpacked_document(document, &mut ids)?),
-            Outcome::Rejected(rejected) => Err(unpacked_rejected(rejected)?),
-        });
+
+    #[test]
+    fn what_is_not_wanted_is_removed_and_so_is_what_was_read() {
+        let runtime = Runtime::new().expect("a runtime");
+        let (store, pieces) = pieces(&runtime, "pieces-removed");
+        for name in ["a", "b", "c"] {
+            stored(&pieces, work(name));
+        }
+        pieces.writer(work("d")).store_piece().expect("begun only");
+        let num_objects = || runtime.block_on(store.list("")).expect("listed").len();
+        let there = runtime.block_on(pieces.sift(["a", "b", "d"].map(work).into_iter())).expect("sifted");
+        assert_eq!((there, num_objects()), (HashSet::from([work("a"), work("b")]), 9));
+        runtime.block_on(pieces.remove(work("a"))).expect("nothing was read of it");
+        assert_eq!(num_objects(), 9);
+        pieces.open(work("a"), None).expect("there");
+        runtime.block_on(pieces.remove(work("a"))).expect("removed");
+        runtime.block_on(pieces.remove_unread(work("b"))).expect("removed");
+        assert_eq!(num_objects(), 1);
     }
-    Ok((batch.key, documents))
-}
-
-fn unpacked_document(document: v1::ExaminedDocument, ids: &mut &[[u8; 4]]) -> Result<Candidate, String> {
-    let own = ids.split_off(..document.num_tokens as usize).ok_or("fewer token ids than its documents have")?;
-    let ids = own.iter().map(|id| i32::from_le_bytes(*id)).collect();
-    let (words, _) = document.signature.as_chunks();
-    Ok(Candidate {
-        place: unpacked_place(document.place)?.ok_or("a document without a place")?,
-        num_bytes_text: document.num_bytes_text,
-        signature: Signature::from_words(words, document.has_exact),
-        body: Body::Ids { ids, excerpt: document.excerpt },
-    })
-}
-
-fn unpacked_rejected(rejected: v1::RejectedRecord) -> Result<Rejected, String> {
-    let v1::RejectedRecord { reason, place, num_bytes_text, excerpt, fault } = rejected;
-    let fault = fault.map(|message| Box::new(PrepareError::Told { message }));
-    let (reason, place) = (Cow::Owned(reason), unpacked_place(place)?);
-    Ok(Rejected { reason, place, num_bytes_text, excerpt, fault })
-}
-
-fn unpacked_place(place: Option<v1::RecordPlace>) -> Result<Option<Place>, String> {
-    let Some(place) = place else { return Ok(None) };
-    Ok(Some(match place.place.ok_or("an empty place")? {
-        record_place::Place::Line(line) => Place::Line(line),
-        record_place::Place::Row(row) => Place::Row(row),
-    }))
 }

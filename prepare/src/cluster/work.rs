@@ -12,7 +12,10 @@ use std::{
 
 use polo_store::Digest;
 
-use super::pieces::{PieceWriter, Pieces, Work, pack};
+use super::{
+    packing::pack,
+    pieces::{PieceWriter, Pieces, Work},
+};
 use crate::{
     error::PrepareError,
     inputs::Input,
