@@ -12,9 +12,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use parquet::basic::Compression;
 use polo_store::{corpus::CorpusManifest, testing::SeaweedFs};
 
-use crate::support::{Folder, all_files, gz, jsonl, talk, tokenizer_path};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+use crate::{
+    formats::parquet,
+    support::{Folder, all_files, gz, jsonl, talk, tokenizer_path},
+};
 
 /// Nothing here takes so long; whoever waits longer has failed.
 const LIMIT: Duration = Duration::from_secs(240);
@@ -32,7 +38,7 @@ const FLAGS: [&str; 9] = [
     "--cleaning",
 ];
 
-/// Three sources: plain ones with duplicates within and across files and with faults, and one of pairs.
+/// Four sources: lines with duplicates within and across files and with faults, pairs, and Parquet.
 fn folder() -> Folder {
     let text = |n: usize| (0..300).map(|i| format!("{} ", (i * (n + 3) + n * n) % 9_973)).collect::<String>();
     let texts: Vec<String> = (0..1_010).map(|n| text(if n % 7 == 6 { n / 2 } else { n })).collect();
@@ -46,6 +52,10 @@ fn folder() -> Folder {
         files.push((format!("pairs/{number}.en"), pairs("the").into()));
         files.push((format!("pairs/{number}.de.gz"), gz(pairs(if number == 3 { "the" } else { "das" }).as_bytes())));
     }
+    let rows: Vec<_> = texts[..120].iter().map(|text| Some(text.as_str())).chain([None, Some("only here")]).collect();
+    let rows = parquet("text", &[&rows[..80], &rows[80..]], Compression::SNAPPY);
+    files.push(("rows/cut.parquet".to_owned(), rows[..rows.len() - 9].to_vec()));
+    files.push(("rows/whole.parquet".to_owned(), rows));
     let cut = gz(&lines(950..1_010));
     files.push(("b/cut.jsonl.gz".to_owned(), cut[..cut.len() - 6].to_vec()));
     files.push(("a/wrong.jsonl".to_owned(), [lines(590..600), b"{\n".to_vec(), lines(0..10)].concat()));
@@ -65,6 +75,7 @@ fn undisturbed(folder: &Folder) -> CorpusManifest {
     assert!(dropped("a", "exact_duplicate") > 100 && dropped("b", "exact_duplicate") > 100, "there are duplicates");
     assert!(dropped("pairs", "identical_pair") == 2_000 && dropped("pairs", "exact_duplicate") > 100);
     assert_eq!((dropped("a", "invalid_json"), dropped("b", "unreadable_file")), (1, 1));
+    assert_eq!((dropped("rows", "no_text"), dropped("rows", "unreadable_file")), (1, 1));
     manifest
 }
 
@@ -178,6 +189,25 @@ impl<'a> Place<'a> {
         found.map(|entry| entry.path().join("index.json")).filter(|path| path.exists()).collect()
     }
 
+    /// Until records and results have changed so often, or the leader has ended.
+    fn wait_for_changes(&self, num_changes: usize, leader: &mut Running) {
+        let list = || {
+            let folder = self.folder.path("many/.prepare");
+            if folder.exists() {
+                fs::read_dir(folder.join("a")).into_iter().flatten().count() + self.results().len()
+            } else {
+                0
+            }
+        };
+        let (mut before, mut num_seen) = (list(), 0);
+        while num_seen < num_changes && leader.child.try_wait().expect("a child").is_none() {
+            let now = list();
+            num_seen += usize::from(now != before);
+            before = now;
+            sleep(Duration::from_millis(1));
+        }
+    }
+
     fn wait_for_results(&self, at_least: usize) {
         let end = Instant::now() + LIMIT;
         while self.results().len() < at_least {
@@ -221,6 +251,46 @@ fn deaths_late_comers_and_a_new_leader_change_nothing() {
     }
     assert!(place.is_the_corpus_of_one());
     assert!(place.results().is_empty());
+}
+
+#[test]
+fn kills_of_anybody_at_any_time_change_nothing() {
+    const NUM_KILLS: usize = 12;
+    let seed = std::env::var("POLO_PREPARE_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| rand::rng().random());
+    println!("POLO_PREPARE_SEED={seed}");
+    let (folder, mut rng) = (folder(), StdRng::seed_from_u64(seed));
+    undisturbed(&folder);
+    let (mut num_kills, mut num_leaders_killed) = (0, 0);
+    while num_kills < NUM_KILLS || num_leaders_killed == 0 {
+        // A preparation that comes to its end is followed by one from the start.
+        let _ = fs::remove_dir_all(folder.path("many"));
+        let place = Place::new(&folder);
+        let mut helpers = [place.helper(), place.helper()];
+        let mut leader = place.leader(&[]);
+        while num_kills < NUM_KILLS || num_leaders_killed == 0 {
+            place.wait_for_changes(rng.random_range(0..15), &mut leader);
+            if leader.child.try_wait().expect("a child").is_some() {
+                break;
+            }
+            num_kills += 1;
+            match rng.random_range(0..3) {
+                2 => {
+                    num_leaders_killed += 1;
+                    leader.kill();
+                    leader = place.leader(&[]);
+                }
+                number => {
+                    helpers[number].kill();
+                    helpers[number] = place.helper();
+                }
+            }
+        }
+        let (status, words) = leader.wait();
+        // Whoever is killed at the very end has left a corpus.
+        assert!(status.success() || words.contains("holds a corpus already"), "{words}");
+        assert!(place.is_the_corpus_of_one(), "after {num_kills} kills: {words}");
+    }
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// A file of row groups, each of some texts; `None` is null.
-fn parquet(column: &str, groups: &[&[Option<&str>]], compression: Compression) -> Vec<u8> {
+pub fn parquet(column: &str, groups: &[&[Option<&str>]], compression: Compression) -> Vec<u8> {
     let schema = format!("message m {{ required int64 id; optional binary {column} (UTF8); }}");
     let schema = Arc::new(parse_message_type(&schema).expect("a schema"));
     let properties = WriterProperties::builder().set_compression(compression).set_data_page_size_limit(4096).build();
