@@ -249,3 +249,71 @@ fn ahead<T>(mut items: impl Iterator<Item = T>) -> impl Iterator<Item = T> {
         made.pop_front()
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::runtime::Runtime;
+
+    use super::*;
+    use crate::{cluster::pieces::Work, inputs::Compression};
+
+    struct Helped;
+
+    impl Supply for Helped {
+        fn claim(&self, _: usize) -> bool {
+            false
+        }
+
+        fn turn(&self, _: usize) -> Way {
+            Way::Result(None)
+        }
+
+        fn stop(&self) {}
+
+        fn tell(&self, _: String) {}
+    }
+
+    /// A file of five batches of one line, and a result of as many, in pieces of two, of which the second is damaged.
+    #[test]
+    fn a_damaged_result_is_read_on_from_where_it_ends() {
+        let runtime = Runtime::new().expect("a runtime");
+        let _entered = runtime.enter();
+        let store = Store::open("memory://a-damaged-result").expect("a store");
+        let line = format!("{}\n", "x".repeat(1 << 20));
+        runtime.block_on(store.put("a", line.repeat(5).into())).expect("stored");
+        let (key, num_bytes, work) = ("a".to_owned(), 5 * line.len() as u64, Work(Digest::of(b"a")));
+        let input = Input { key, num_bytes, format: Format::Jsonl, compression: Compression::None, aligned: None };
+        let files = [FileInPlan { source: 0, number: 0, input, work }];
+        let pieces = Pieces::new(&store);
+        let mut writer = pieces.writer(work);
+        (0..5).for_each(|number| writer.push(&vec![number; 5 << 20]).expect("pushed"));
+        writer.finish().expect("stored");
+        let listed = runtime.block_on(store.list(".prepare")).expect("listed");
+        assert_eq!(listed.len(), 4, "three pieces and an index: {listed:?}");
+        runtime.block_on(store.put(&listed[1].key, "other".into())).expect("stored");
+
+        let reading = || Reading {
+            runtime: Handle::current(),
+            store: store.clone(),
+            num_bytes_read: Arc::default(),
+            text_column: "text".to_owned(),
+            text_is_paragraphs: false,
+            max_document_bytes: 10 << 20,
+            pairs: vec![None],
+        };
+        for first in 0..3 {
+            let positions = [Position { file: 0, batch: first, outcome: 0 }];
+            let batches = reading().batches(&files, &positions, &Helped, &pieces);
+            let told: Vec<_> = batches
+                .map(|(origin, batch)| match batch {
+                    Ok(Material::Packed(packed)) => (origin.batch, format!("packed {}", packed[0])),
+                    Ok(Material::Raw(batch)) => (origin.batch, format!("line {}", batch.first)),
+                    Err(error) => (origin.batch, error.to_string()),
+                })
+                .collect();
+            let all = ["packed 0", "packed 1", "line 3", "line 4", "line 5"].map(str::to_owned);
+            let expected: Vec<_> = (0..).zip(all).skip(first as usize).collect();
+            assert_eq!(told, expected);
+        }
+    }
+}

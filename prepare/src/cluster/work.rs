@@ -282,3 +282,102 @@ impl Results<'_> {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, path::Path, thread::yield_now};
+
+    use clap::Parser;
+    use polo_store::Store;
+    use rand::{RngExt, SeedableRng, rngs::StdRng};
+    use tokio::runtime::Runtime;
+
+    use super::*;
+    use crate::{
+        args::CorpusOptions,
+        encode::Encoder,
+        inputs::{Compression, Format},
+    };
+
+    #[derive(Parser)]
+    struct Options {
+        #[command(flatten)]
+        options: CorpusOptions,
+    }
+
+    fn tools(runtime: &Runtime) -> Arc<Tools> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../third_party/tokenizer/tokenizer.json");
+        let encoder = Encoder::from_file(&path).expect("run `scripts/setup tokenizer` first");
+        let options = Options::parse_from(["options"]).options;
+        let tools = Tools::new(options, vec!["s".to_owned()], encoder, Default::default());
+        Arc::new(runtime.block_on(tools).expect("nothing to fail").0)
+    }
+
+    fn file(number: u8, num_bytes: u64) -> LeasedFile {
+        let (key, format, compression) = (number.to_string(), Format::Jsonl, Compression::None);
+        let input = Input { key, num_bytes, format, compression, aligned: None };
+        LeasedFile { work: Work(Digest::of(&[number])), source: 0, input }
+    }
+
+    fn start(runtime: &Runtime, tools: &Arc<Tools>, store: &Store, result: &str) -> (Worker, Receiver<Report>) {
+        let _entered = runtime.enter();
+        let (report, reports) = channel();
+        let pieces = Pieces::new(&store.child(result));
+        let reading = tools.reading(store, Arc::default());
+        let workshop = Workshop { tools: tools.clone(), reading, pieces, num_jobs: 2 };
+        (Worker::start(workshop, move |told| drop(report.send(told))), reports)
+    }
+
+    /// Files are forgotten and leased again amid the work: a result that is reported is that of the whole file.
+    #[test]
+    fn no_result_is_reported_of_a_part_of_a_file() {
+        let seed = rand::rng().random();
+        println!("seed {seed}");
+        let mut rng = StdRng::seed_from_u64(seed);
+        let (runtime, store) = (Runtime::new().expect("a runtime"), Store::open("memory://work").expect("a store"));
+        // Six lines a batch, and without a text, which is quickly told.
+        let (line, mut files) = (format!("{{\"no\": \"{}\"}}\n", "x".repeat(180_000)), vec![]);
+        for number in 0..4 {
+            let lines = line.repeat(20 + usize::from(number));
+            files.push(file(number, lines.len() as u64));
+            runtime.block_on(store.put(&number.to_string(), lines.into())).expect("stored");
+        }
+        let tools = tools(&runtime);
+        let (mut worker, reports) = start(&runtime, &tools, &store, "undisturbed");
+        files.iter().for_each(|file| worker.lease(file.clone()));
+        let told = |report: Report| match report {
+            Report::Done(work, result) => (work, result),
+            other => panic!("{other:?}"),
+        };
+        let expected: BTreeMap<_, _> = reports.iter().take(files.len()).map(told).collect();
+        runtime.block_on(joined(worker.stop()));
+
+        let (mut worker, reports) = start(&runtime, &tools, &store, "disturbed");
+        for _ in 0..60 {
+            let file = &files[rng.random_range(0..files.len())];
+            if rng.random_bool(0.5) {
+                worker.lease(file.clone());
+            } else {
+                worker.forget(file.work);
+            }
+            // Until something has happened; not for ever, since there may be nothing to do.
+            let before = worker.progress();
+            let is_moved = |_: &u32| {
+                yield_now();
+                worker.progress() != before
+            };
+            (0..rng.random_range(0..2_000)).find(is_moved);
+            while let Ok(report) = reports.try_recv() {
+                let (work, result) = told(report);
+                assert_eq!(expected[&work], result);
+                worker.settle(work);
+            }
+        }
+        let held: Vec<_> = worker.held().collect();
+        for (work, result) in reports.iter().take(held.len()).map(told) {
+            assert_eq!(expected[&work], result);
+        }
+        runtime.block_on(joined(worker.stop()));
+        assert_eq!(reports.try_iter().filter(|report| *report != Report::Lost).count(), 0);
+    }
+}

@@ -1,7 +1,7 @@
 //! Several machines, here processes: whoever helps, dies or comes late, the corpus is that of one.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{BufRead, BufReader},
     net::TcpListener,
@@ -330,6 +330,26 @@ fn what_helpers_have_left_is_used_without_them_and_damage_is_made_good() {
     assert!(talk(&ran).contains("files were prepared ahead of their turn before"), "{}", talk(&ran));
     assert_eq!(talk(&ran).matches("reading it here").count(), 3, "{}", talk(&ran));
     assert!(place.is_the_corpus_of_one());
+}
+
+#[test]
+fn results_do_not_pile_up() {
+    let folder = folder();
+    undisturbed(&folder);
+    let place = Place::new(&folder);
+    let mut leader = place.leader(&["--min-helpers", "1", "--max-ahead-bytes", "1"]);
+    let _helper = place.helper();
+    let (mut seen, mut most) = (BTreeSet::new(), 0);
+    while leader.child.try_wait().expect("a child").is_none() {
+        let now = place.results();
+        most = most.max(now.len());
+        seen.extend(now);
+        sleep(Duration::from_millis(1));
+    }
+    leader.succeeds();
+    assert!(place.is_the_corpus_of_one());
+    // One is ahead; some wait for the shards that their ends are in.
+    assert!(seen.len() > 8 && 2 * most < seen.len(), "{} results were seen, {most} at a time", seen.len());
 }
 
 #[test]
