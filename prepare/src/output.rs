@@ -139,10 +139,7 @@ impl SourceWriter {
         let upload = async move {
             store_shard(&to.store, &record.shard, bin, idx).await?;
             to.journal.add(&name, number, &record, signatures).await?;
-            for work in spent {
-                to.pieces.remove(work).await?;
-            }
-            Ok(())
+            to.pieces.remove(spent).await
         };
         self.wait_for_uploads(MAX_UPLOADS - 1)?;
         self.uploads.push_back(self.to.runtime.spawn(upload));

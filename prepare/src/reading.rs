@@ -67,11 +67,18 @@ pub enum Way {
     Stop,
 }
 
+/// A file that is had in one way or another.
+enum Had {
+    Opened(Opened),
+    Packed(PackedBatches),
+    Not,
+}
+
 /// Knows how each file is to be had. Files go by their number among all.
 pub trait Supply: Send + Sync {
-    /// Whether a file that comes soon is surely read here, so that it can be opened before its turn.
-    fn claim(&self, file: usize) -> bool;
-    /// Waits until it is known how the file whose turn it is, and which was not claimed, is to be had.
+    /// How a file that comes soon is to be had, if that is known: then it is opened before its turn.
+    fn early(&self, file: usize) -> Option<Way>;
+    /// Waits until it is known how the file whose turn it is, and of which it was not known before, is to be had.
     fn turn(&self, file: usize) -> Way;
     /// Has everybody who waits give up: the preparation has failed.
     fn stop(&self);
@@ -103,40 +110,33 @@ impl Reading {
     ) -> impl Iterator<Item = Read> + Send + use<'a> {
         let left = files.iter().enumerate().filter(|(_, file)| file.number >= positions[file.source].file);
         let reading = self.clone();
-        let early =
-            left.map(move |(number, file)| (number, file, supply.claim(number).then(|| reading.open(&file.input))));
-        ahead(early).flat_map(move |(number, file, opened)| {
+        let first = |file: &FileInPlan| {
             let position = positions[file.source];
-            let first = if file.number == position.file { position.batch } else { 0 };
-            let origin = move |batch: u64| Origin { source: file.source, file: file.number, batch };
-            let batches = match opened {
-                Some(opened) => self.raw(file, opened, first),
-                None => self.supplied(number, file, first, supply, pieces),
+            if file.number == position.file { position.batch } else { 0 }
+        };
+        let early = left.map(move |(number, file)| {
+            let had = supply.early(number).map(|way| reading.had(way, file, first(file), pieces));
+            (number, file, had)
+        });
+        ahead(early).flat_map(move |(number, file, had)| {
+            let first = first(file);
+            let had = had.unwrap_or_else(|| self.had(supply.turn(number), file, first, pieces));
+            let batches: Numbered<'a> = match had {
+                Had::Opened(opened) => self.raw(file, opened, first),
+                Had::Packed(packed) => Box::new(self.clone().packed(file, packed, first, supply)),
+                // It has failed already; if not, no file must be left out for it.
+                Had::Not => Box::new(std::iter::once((first, Err(PrepareError::ThreadLost)))),
             };
+            let origin = move |batch: u64| Origin { source: file.source, file: file.number, batch };
             batches.map(move |(batch, read)| (origin(batch), read))
         })
     }
 
-    fn supplied<'a>(
-        &self,
-        number: usize,
-        file: &'a FileInPlan,
-        first: u64,
-        supply: &'a dyn Supply,
-        pieces: &Pieces,
-    ) -> Numbered<'a> {
-        let expected = match supply.turn(number) {
-            Way::Read => return self.raw(file, self.open(&file.input), first),
-            Way::Result(expected) => expected,
-            // It has failed already; if not, no file must be left out for it.
-            Way::Stop => return Box::new(std::iter::once((first, Err(PrepareError::ThreadLost)))),
-        };
-        match pieces.open(file.work, expected) {
-            Ok(index) => Box::new(self.clone().packed(file, pieces.batches(file.work, index, first), first, supply)),
-            Err(error) => {
-                supply.tell(format!("{}: {error}; reading it here", file.input.key));
-                self.raw(file, self.open(&file.input), first)
-            }
+    fn had(&self, way: Way, file: &FileInPlan, first: u64, pieces: &Pieces) -> Had {
+        match way {
+            Way::Read => Had::Opened(self.open(&file.input)),
+            Way::Result(expected) => Had::Packed(pieces.batches(file.work, expected, first)),
+            Way::Stop => Had::Not,
         }
     }
 
@@ -260,8 +260,8 @@ mod tests {
     struct Helped;
 
     impl Supply for Helped {
-        fn claim(&self, _: usize) -> bool {
-            false
+        fn early(&self, _: usize) -> Option<Way> {
+            None
         }
 
         fn turn(&self, _: usize) -> Way {
@@ -287,7 +287,7 @@ mod tests {
         let pieces = Pieces::new(&store);
         let mut writer = pieces.writer(work);
         (0..5).for_each(|number| writer.push(&vec![number; 5 << 20]).expect("pushed"));
-        writer.finish().expect("stored");
+        runtime.block_on(writer.finish()).expect("stored");
         let listed = runtime.block_on(store.list(".prepare")).expect("listed");
         assert_eq!(listed.len(), 4, "three pieces and an index: {listed:?}");
         runtime.block_on(store.put(&listed[1].key, "other".into())).expect("stored");

@@ -67,7 +67,7 @@ pub async fn run(url: &str, args: &ClusterArgs, jobs: Option<NonZeroUsize>) -> R
     let pieces = Pieces::new(&output);
     let num_bytes_read = Arc::new(AtomicU64::new(0));
     let workshop = Workshop { reading: tools.reading(&input, num_bytes_read.clone()), pieces, num_jobs, tools };
-    let worker = Worker::start(workshop, move |told| drop(report.send(told)));
+    let worker = Worker::start(workshop, report);
     let name = format!("{}-{}", rustix::system::uname().nodename().to_string_lossy(), std::process::id());
     let preparation = description.preparation;
     let num_sources = description.sources.len();

@@ -67,10 +67,8 @@ pub enum Inbound {
     Event(Event),
     /// A helper's session, and the way to it.
     Opened(HelperId, mpsc::Sender<v1::HelperResponse>),
-    /// Of the threads that work here while the leader waits.
-    Own(Report),
-    /// [`Supply::claim`].
-    Claim(usize, oneshot::Sender<bool>),
+    /// [`Supply::early`].
+    Soon(usize, oneshot::Sender<Option<Way>>),
     /// [`Supply::turn`].
     Turn(usize, oneshot::Sender<Way>),
     /// The preparation has failed, and nothing is waited for any more.
@@ -111,15 +109,17 @@ impl Leader {
         let num_bytes = opening.files.iter().map(|file| file.input.total_bytes()).collect();
         let leases = Leases::new(settings, num_bytes, &opening.past, &opening.done, 0);
         let screen = opening.screen.clone();
+        let (own_report, own_reports) = mpsc::unbounded_channel();
         let core = Core {
             leases,
             opening,
             sessions: BTreeMap::new(),
             heartbeat_interval_ms: (silence_timeout_ms / HEARTBEATS).max(1),
             own: None,
-            inbound: inbound.clone(),
+            own_report,
+            own_reports,
             start: Instant::now(),
-            claim: None,
+            soon: None,
             turn: None,
             is_stopped: false,
         };
@@ -149,8 +149,8 @@ impl LedSupply {
 }
 
 impl Supply for LedSupply {
-    fn claim(&self, file: usize) -> bool {
-        self.ask(|answer| Inbound::Claim(file, answer)).unwrap_or(false)
+    fn early(&self, file: usize) -> Option<Way> {
+        self.ask(|answer| Inbound::Soon(file, answer)).flatten()
     }
 
     fn turn(&self, file: usize) -> Way {
@@ -211,10 +211,12 @@ struct Core {
     opening: Opening,
     sessions: BTreeMap<HelperId, mpsc::Sender<v1::HelperResponse>>,
     heartbeat_interval_ms: u64,
+    /// The threads that work here while the leader waits, and what they have to say.
     own: Option<Worker>,
-    inbound: mpsc::Sender<Inbound>,
+    own_report: mpsc::UnboundedSender<Report>,
+    own_reports: mpsc::UnboundedReceiver<Report>,
     start: Instant,
-    claim: Option<oneshot::Sender<bool>>,
+    soon: Option<oneshot::Sender<Option<Way>>>,
     turn: Option<oneshot::Sender<Way>>,
     is_stopped: bool,
 }
@@ -232,6 +234,7 @@ impl Core {
                     Some(inbound) => self.hear(inbound),
                     None => break None,
                 },
+                Some(report) = self.own_reports.recv() => self.own_reported(report),
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => self.step(Event::Tick),
                 _ = line.tick() => self.say_what_is_awaited(),
             }
@@ -248,11 +251,10 @@ impl Core {
                 self.step(event);
             }
             Inbound::Opened(id, session) => drop(self.sessions.insert(id, session)),
-            Inbound::Own(report) => self.own_reported(report),
-            Inbound::Claim(..) | Inbound::Turn(..) if self.is_stopped => {}
-            Inbound::Claim(file, answer) => {
-                self.claim = Some(answer);
-                self.step(Event::Claim(file));
+            Inbound::Soon(..) | Inbound::Turn(..) if self.is_stopped => {}
+            Inbound::Soon(file, answer) => {
+                self.soon = Some(answer);
+                self.step(Event::Soon(file));
             }
             Inbound::Turn(file, answer) => {
                 self.turn = Some(answer);
@@ -260,7 +262,7 @@ impl Core {
             }
             Inbound::Stop => {
                 self.is_stopped = true;
-                (self.claim, self.turn) = (None, None); // whoever waits hears of it so
+                (self.soon, self.turn) = (None, None); // whoever waits hears of it so
             }
             Inbound::End(_) => {}
         }
@@ -316,7 +318,7 @@ impl Core {
                 let work = wire::bytes(self.opening.files[file].work.0);
                 self.tell(id, Message::Forget(v1::FileForgotten { work }));
             }
-            Action::Claimed(_, is_claimed) => drop(self.claim.take().map(|answer| answer.send(is_claimed))),
+            Action::TakeEarly(_, way) => drop(self.soon.take().map(|answer| answer.send(way))),
             Action::Take(_, way) => drop(self.turn.take().map(|answer| answer.send(way))),
             Action::Discard(file) => {
                 let (pieces, work) = (self.opening.pieces.clone(), self.opening.files[file].work);
@@ -338,11 +340,10 @@ impl Core {
     fn work_on(&mut self, file: usize) {
         let FileInPlan { work, source, input, .. } = self.opening.files[file].clone();
         let Opening { tools, input: store, pieces, num_jobs, .. } = &self.opening;
-        let inbound = self.inbound.clone();
         let own = self.own.get_or_insert_with(|| {
             let reading = tools.reading(store, Arc::new(AtomicU64::new(0)));
             let workshop = Workshop { tools: tools.clone(), reading, pieces: pieces.clone(), num_jobs: *num_jobs };
-            Worker::start(workshop, move |report| drop(inbound.blocking_send(Inbound::Own(report))))
+            Worker::start(workshop, self.own_report.clone())
         });
         own.lease(LeasedFile { work, source, input });
     }

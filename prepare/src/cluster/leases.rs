@@ -92,7 +92,7 @@ impl Leases {
             Event::Said(id, said) => self.said(now, id, said),
             Event::StreamBroken(id) => self.lose(id, None),
             Event::OwnSaid(said) => self.own_said(said),
-            Event::Claim(file) => vec![Action::Claimed(file, self.claim(file))],
+            Event::Soon(file) => vec![Action::TakeEarly(file, self.take_early(file))],
             Event::Turn(file) => {
                 self.turn = Some(file);
                 vec![]
@@ -305,36 +305,39 @@ impl Leases {
     }
 
     /// With helpers, files are left to them for as long as possible; and large ones to those that may still come.
-    fn claim(&mut self, file: usize) -> bool {
-        let is_alone = self.begins_ms.is_none() && self.helpers.is_empty();
-        let is_claimed = is_alone && self.files[file] == File::Open && self.num_bytes[file] <= LEASED_BYTES;
-        if is_claimed {
-            self.read(file);
+    fn take_early(&mut self, file: usize) -> Option<Way> {
+        if self.begins_ms.is_some() {
+            return None;
         }
-        is_claimed
+        let may_read = self.helpers.is_empty() && self.num_bytes[file] <= LEASED_BYTES;
+        match self.files[file] {
+            File::Open if !may_read => None,
+            _ => self.take(file),
+        }
     }
 
-    fn read(&mut self, file: usize) {
-        self.open.remove(&file);
-        self.files[file] = File::Read;
-    }
-
-    fn take_turn(&mut self) -> Vec<Action> {
-        let Some(file) = self.turn.filter(|_| self.begins_ms.is_none()) else { return vec![] };
-        let way = match self.files[file] {
-            File::Leased(_) => return vec![],
+    /// How the leader has a file from now on; nothing while somebody works on it.
+    fn take(&mut self, file: usize) -> Option<Way> {
+        match self.files[file] {
+            File::Leased(_) => None,
             File::Open => {
-                self.read(file);
-                Way::Read
+                self.open.remove(&file);
+                self.files[file] = File::Read;
+                Some(Way::Read)
             }
             File::Done(result) => {
                 self.files[file] = File::Past;
                 self.ahead_bytes -= self.num_bytes[file];
                 self.num_done -= 1;
-                Way::Result(result)
+                Some(Way::Result(result))
             }
-            File::Read | File::Past => Way::Read,
-        };
+            File::Read | File::Past => Some(Way::Read),
+        }
+    }
+
+    fn take_turn(&mut self) -> Vec<Action> {
+        let turn = self.turn.filter(|_| self.begins_ms.is_none());
+        let Some((file, way)) = turn.and_then(|file| Some((file, self.take(file)?))) else { return vec![] };
         self.turn = None;
         vec![Action::Take(file, way)]
     }

@@ -93,10 +93,33 @@ impl Pieces {
         Ok(there)
     }
 
-    /// The index of a result; with another digest than `expected` it is not the one that was told.
-    pub fn open(&self, work: Work, expected: Option<Digest>) -> Result<ResultIndex, PrepareError> {
+    /// The packed batches of a result with their numbers, from number `first` on; the first of them are fetched from now
+    /// on. Ends after the first error, such as that its index has another digest than `expected`.
+    pub fn batches(&self, work: Work, expected: Option<Digest>, first: u64) -> PackedBatches {
+        let from = self.clone();
+        let opened = self.runtime.spawn(async move { from.open(work, expected, first).await });
+        PackedBatches { from: self.clone(), work, first, opened: Some(opened), left: Left::default() }
+    }
+
+    async fn open(self, work: Work, expected: Option<Digest>, first: u64) -> Result<Left, PrepareError> {
+        let index = self.index(work, expected).await?;
+        let (mut pieces, mut next_batch) = (index.pieces.into_iter().enumerate().peekable(), 0);
+        while let Some((_, piece)) = pieces.next_if(|(_, piece)| next_batch + piece.num_batches <= first) {
+            next_batch += piece.num_batches;
+        }
+        let mut pieces = pieces.collect::<Vec<_>>().into_iter();
+        let frames = match pieces.next() {
+            Some((number, piece)) => self.clone().piece(work, number, piece).await?,
+            None => vec![],
+        };
+        let mut left = Left { pieces, fetched: None, frames: frames.into_iter(), next_batch };
+        left.fetch_ahead(&self, work);
+        Ok(left)
+    }
+
+    async fn index(&self, work: Work, expected: Option<Digest>) -> Result<ResultIndex, PrepareError> {
         let key = format!("{}/{INDEX}", work.folder());
-        let bytes = self.runtime.block_on(self.store.get(&key))?;
+        let bytes = self.store.get(&key).await?;
         let damaged = |reason| PrepareError::DamagedPiece { url: self.store.url_of(&key), reason };
         if expected.is_some_and(|expected| expected != Digest::of(&bytes)) {
             return Err(damaged("another digest than was told".to_owned()));
@@ -106,24 +129,27 @@ impl Pieces {
         Ok(index)
     }
 
-    /// The packed batches of a result with their numbers, from number `first` on. Ends after the first error.
-    pub fn batches(&self, work: Work, index: ResultIndex, first: u64) -> PackedBatches {
-        let (mut pieces, mut next_batch) = (index.pieces.into_iter().enumerate().peekable(), 0);
-        while let Some((_, piece)) = pieces.next_if(|(_, piece)| next_batch + piece.num_batches <= first) {
-            next_batch += piece.num_batches;
+    async fn piece(self, work: Work, number: usize, piece: Piece) -> Result<Vec<Bytes>, PrepareError> {
+        let key = piece_key(work, number);
+        let bytes = self.store.get(&key).await?;
+        let damaged =
+            |reason: &str| PrepareError::DamagedPiece { url: self.store.url_of(&key), reason: reason.to_owned() };
+        if Digest::of(&bytes) != piece.digest {
+            return Err(damaged("another digest than its index says"));
         }
-        let (pieces, fetched) = (pieces.collect::<Vec<_>>().into_iter(), None);
-        let mut batches =
-            PackedBatches { from: self.clone(), work, pieces, fetched, frames: vec![].into_iter(), next_batch, first };
-        batches.fetch_ahead();
-        batches
+        let frames = split(bytes).filter(|frames| frames.len() as u64 == piece.num_batches);
+        frames.ok_or_else(|| damaged("its batches are not those of its index"))
     }
 
-    /// Removes a result that was read, if this one was.
-    pub async fn remove(&self, work: Work) -> Result<(), PrepareError> {
-        let read = self.read.lock().unwrap_or_else(PoisonError::into_inner).remove(&work);
-        let Some(num_pieces) = read else { return Ok(()) };
-        self.discard(work, num_pieces).await
+    /// Removes those of these results that were read.
+    pub async fn remove(&self, works: Vec<Work>) -> Result<(), PrepareError> {
+        let read = |work: Work| {
+            let num_pieces = self.read.lock().unwrap_or_else(PoisonError::into_inner).remove(&work)?;
+            Some(self.discard(work, num_pieces))
+        };
+        let removals = works.into_iter().filter_map(read).collect::<Vec<_>>();
+        futures::stream::iter(removals).buffer_unordered(CONCURRENCY).try_collect::<Vec<_>>().await?;
+        Ok(())
     }
 
     /// Removes a result of which nothing has been read.
@@ -173,26 +199,30 @@ impl PieceWriter {
         self.buffer.extend(u32::try_from(packed.len()).map_err(too_long)?.to_le_bytes());
         self.buffer.extend(packed);
         self.num_batches += 1;
-        if self.buffer.len() >= PIECE_BYTES { self.store_piece() } else { Ok(()) }
+        if self.buffer.len() < PIECE_BYTES {
+            return Ok(());
+        }
+        let runtime = self.to.runtime.clone();
+        runtime.block_on(self.store_piece())
     }
 
-    fn store_piece(&mut self) -> Result<(), PrepareError> {
+    async fn store_piece(&mut self) -> Result<(), PrepareError> {
         let bytes = Bytes::from(std::mem::take(&mut self.buffer));
         let piece = Piece { num_batches: std::mem::take(&mut self.num_batches), digest: Digest::of(&bytes) };
         let key = piece_key(self.work, self.index.pieces.len());
-        self.to.runtime.block_on(self.to.store.put(&key, bytes))?;
+        self.to.store.put(&key, bytes).await?;
         self.index.pieces.push(piece);
         Ok(())
     }
 
     /// Writes what is left and the index, and gives the index's digest.
-    pub fn finish(mut self) -> Result<Digest, PrepareError> {
+    pub async fn finish(mut self) -> Result<Digest, PrepareError> {
         if self.num_batches > 0 {
-            self.store_piece()?;
+            self.store_piece().await?;
         }
         let bytes = Bytes::from(serde_json::to_vec(&self.index).unwrap_or_default()); // plain fields: it cannot fail
         let digest = Digest::of(&bytes);
-        self.to.runtime.block_on(self.to.store.put(&format!("{}/{INDEX}", self.work.folder()), bytes))?;
+        self.to.store.put(&format!("{}/{INDEX}", self.work.folder()), bytes).await?;
         Ok(digest)
     }
 }
@@ -201,37 +231,41 @@ impl PieceWriter {
 pub struct PackedBatches {
     from: Pieces,
     work: Work,
+    first: u64,
+    opened: Option<JoinHandle<Result<Left, PrepareError>>>,
+    left: Left,
+}
+
+/// What is left of a result.
+#[derive(Default)]
+struct Left {
     pieces: std::vec::IntoIter<(usize, Piece)>,
     fetched: Option<JoinHandle<Result<Vec<Bytes>, PrepareError>>>,
     frames: std::vec::IntoIter<Bytes>,
     next_batch: u64,
-    first: u64,
+}
+
+impl Left {
+    fn fetch_ahead(&mut self, from: &Pieces, work: Work) {
+        if let Some((number, piece)) = self.pieces.next() {
+            self.fetched = Some(from.runtime.spawn(from.clone().piece(work, number, piece)));
+        }
+    }
 }
 
 impl PackedBatches {
-    fn fetch_ahead(&mut self) {
-        let Some((number, piece)) = self.pieces.next() else { return };
-        let (store, key) = (self.from.store.clone(), piece_key(self.work, number));
-        self.fetched = Some(self.from.runtime.spawn(async move {
-            let bytes = store.get(&key).await?;
-            let damaged =
-                |reason: &str| PrepareError::DamagedPiece { url: store.url_of(&key), reason: reason.to_owned() };
-            if Digest::of(&bytes) != piece.digest {
-                return Err(damaged("another digest than its index says"));
-            }
-            let frames = split(bytes).filter(|frames| frames.len() as u64 == piece.num_batches);
-            frames.ok_or_else(|| damaged("its batches are not those of its index"))
-        }));
-    }
-
-    fn next_piece(&mut self) -> Option<Result<Vec<Bytes>, PrepareError>> {
-        let fetched = self.fetched.take()?;
-        let frames = self.from.runtime.block_on(fetched).map_err(|_| PrepareError::ThreadLost).flatten();
-        match &frames {
-            Ok(_) => self.fetch_ahead(),
-            Err(_) => self.pieces = vec![].into_iter(),
+    /// Takes what was fetched; false at the end.
+    fn next_piece(&mut self) -> Result<bool, PrepareError> {
+        let runtime = &self.from.runtime;
+        if let Some(opened) = self.opened.take() {
+            self.left = runtime.block_on(opened).map_err(|_| PrepareError::ThreadLost).flatten()?;
+            return Ok(true);
         }
-        Some(frames)
+        let Some(fetched) = self.left.fetched.take() else { return Ok(false) };
+        let frames = runtime.block_on(fetched).map_err(|_| PrepareError::ThreadLost).flatten()?;
+        self.left.frames = frames.into_iter();
+        self.left.fetch_ahead(&self.from, self.work);
+        Ok(true)
     }
 }
 
@@ -240,15 +274,16 @@ impl Iterator for PackedBatches {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            for frame in self.frames.by_ref() {
-                self.next_batch += 1;
-                if self.next_batch > self.first {
-                    return Some(Ok((self.next_batch - 1, frame)));
+            for frame in self.left.frames.by_ref() {
+                self.left.next_batch += 1;
+                if self.left.next_batch > self.first {
+                    return Some(Ok((self.left.next_batch - 1, frame)));
                 }
             }
-            match self.next_piece()? {
-                Ok(frames) => self.frames = frames.into_iter(),
-                Err(error) => return Some(Err(error)),
+            match self.next_piece() {
+                Ok(true) => {}
+                Ok(false) => return None,
+                Err(error) => return Some(Err(error)), // nothing is fetched after it
             }
         }
     }
@@ -277,10 +312,10 @@ mod tests {
     use super::*;
 
     /// Three pieces of three, three and one batches, each a third of a piece and something.
-    fn stored(pieces: &Pieces, work: Work) -> Digest {
+    fn stored(runtime: &Runtime, pieces: &Pieces, work: Work) -> Digest {
         let mut writer = pieces.writer(work);
         (0..7).for_each(|number| writer.push(&vec![number; PIECE_BYTES / 3]).expect("pushed"));
-        writer.finish().expect("stored")
+        runtime.block_on(writer.finish()).expect("stored")
     }
 
     fn pieces(runtime: &Runtime, name: &str) -> (Store, Pieces) {
@@ -295,9 +330,8 @@ mod tests {
 
     /// Numbers and first bytes of batches, and what ends them early.
     fn read(pieces: &Pieces, work: Work, first: u64) -> (Vec<(u64, u8)>, Option<String>) {
-        let index = pieces.open(work, None).expect("an index");
         let (mut numbers, mut error) = (vec![], None);
-        for batch in pieces.batches(work, index, first) {
+        for batch in pieces.batches(work, None, first) {
             match batch {
                 Ok((number, bytes)) => numbers.push((number, bytes[0])),
                 Err(found) => error = Some(found.to_string()),
@@ -310,9 +344,9 @@ mod tests {
     fn batches_come_from_where_they_are_wanted() {
         let runtime = Runtime::new().expect("a runtime");
         let (_, pieces) = pieces(&runtime, "pieces-from-where");
-        let digest = stored(&pieces, work("a"));
-        pieces.open(work("a"), Some(digest)).expect("as told");
-        assert!(pieces.open(work("a"), Some(Digest::of(b"other"))).is_err());
+        let digest = stored(&runtime, &pieces, work("a"));
+        assert_eq!(pieces.batches(work("a"), Some(digest), 0).filter(Result::is_ok).count(), 7);
+        assert!(pieces.batches(work("a"), Some(Digest::of(b"other")), 0).all(|batch| batch.is_err()));
         for first in 0..=7 {
             let expected: Vec<_> = (first..7).map(|number| (number, number as u8)).collect();
             assert_eq!(read(&pieces, work("a"), first), (expected, None));
@@ -323,7 +357,7 @@ mod tests {
     fn damage_ends_the_batches_where_it_is() {
         let runtime = Runtime::new().expect("a runtime");
         let (store, pieces) = pieces(&runtime, "pieces-damaged");
-        stored(&pieces, work("a"));
+        stored(&runtime, &pieces, work("a"));
         let key = format!(".prepare/.pieces/{}", piece_key(work("a"), 1));
         let mut bytes = runtime.block_on(store.get(&key)).expect("there").to_vec();
         bytes[PIECE_BYTES / 2] ^= 1;
@@ -339,16 +373,17 @@ mod tests {
         let runtime = Runtime::new().expect("a runtime");
         let (store, pieces) = pieces(&runtime, "pieces-removed");
         for name in ["a", "b", "c"] {
-            stored(&pieces, work(name));
+            stored(&runtime, &pieces, work(name));
         }
-        pieces.writer(work("d")).store_piece().expect("begun only");
+        runtime.block_on(pieces.writer(work("d")).store_piece()).expect("begun only");
         let num_objects = || runtime.block_on(store.list("")).expect("listed").len();
         let there = runtime.block_on(pieces.sift(["a", "b", "d"].map(work).into_iter())).expect("sifted");
         assert_eq!((there, num_objects()), (HashSet::from([work("a"), work("b")]), 9));
-        runtime.block_on(pieces.remove(work("a"))).expect("nothing was read of it");
+        runtime.block_on(pieces.remove(vec![work("a")])).expect("nothing was read of it");
         assert_eq!(num_objects(), 9);
-        pieces.open(work("a"), None).expect("there");
-        runtime.block_on(pieces.remove(work("a"))).expect("removed");
+        assert_eq!(read(&pieces, work("a"), 5).0.len(), 2);
+        runtime.block_on(pieces.remove(vec![work("a"), work("b")])).expect("removed");
+        assert_eq!(num_objects(), 5);
         runtime.block_on(pieces.remove_unread(work("b"))).expect("removed");
         assert_eq!(num_objects(), 1);
     }

@@ -11,6 +11,10 @@ use std::{
 };
 
 use polo_store::Digest;
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, mpsc::UnboundedSender},
+};
 
 use super::{
     packing::pack,
@@ -24,6 +28,9 @@ use crate::{
     stages::{Examined, Material, Origin, Read, examine},
     tools::Tools,
 };
+
+/// Results whose ends are stored at the same time.
+const MAX_UPLOADS: u32 = 8;
 
 /// A file to be worked on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,15 +104,15 @@ impl Task {
 }
 
 impl Worker {
-    /// Starts the threads; what becomes of files is given to `report`.
-    pub fn start(workshop: Workshop, report: impl Fn(Report) + Send + 'static) -> Self {
+    /// Starts the threads; what becomes of files is given to `reports`. To be called in a runtime.
+    pub fn start(workshop: Workshop, reports: UnboundedSender<Report>) -> Self {
         let (leases, leased) = channel();
         let shared = Arc::new(Shared::default());
         let own = Arc::clone(&shared);
+        let runtime = Handle::current();
         let thread = thread::spawn(move || {
-            let farewell = Farewell(&report);
-            workshop.work(&own, leased, &report);
-            drop(farewell);
+            let _farewell = Farewell(reports.clone());
+            workshop.work(&own, leased, reports, &runtime);
         });
         Self { leases: Some(leases), tasks: HashMap::new(), shared, thread: Some(thread) }
     }
@@ -156,11 +163,11 @@ pub async fn joined(thread: Option<JoinHandle<()>>) {
 }
 
 /// Says at its end, however that comes, that nothing more will be done.
-struct Farewell<'a, F: Fn(Report)>(&'a F);
+struct Farewell(UnboundedSender<Report>);
 
-impl<F: Fn(Report)> Drop for Farewell<'_, F> {
+impl Drop for Farewell {
     fn drop(&mut self) {
-        (self.0)(Report::Lost);
+        let _ = self.0.send(Report::Lost); // perhaps nobody listens any more
     }
 }
 
@@ -183,7 +190,7 @@ impl<T> Step<T> {
 }
 
 impl Workshop {
-    fn work(&self, shared: &Shared, leased: Receiver<Arc<Task>>, report: &dyn Fn(Report)) {
+    fn work(&self, shared: &Shared, leased: Receiver<Arc<Task>>, reports: UnboundedSender<Report>, runtime: &Handle) {
         let Tools { encoder, cleaner, options, .. } = &*self.tools;
         let max_document_bytes = options.max_document_bytes.get();
         let stages = Stages {
@@ -196,8 +203,12 @@ impl Workshop {
             },
         };
         let steps = Steps { reading: &self.reading, leased, opened: VecDeque::new(), shared };
-        let mut results = Results { pieces: &self.pieces, shared, open: None, report };
+        let uploads = Arc::new(Semaphore::new(MAX_UPLOADS as usize));
+        let mut results =
+            Results { pieces: &self.pieces, runtime, shared, open: None, uploads: uploads.clone(), reports };
         let _ = pipeline::run(self.num_jobs, steps.flatten(), stages, |step| results.take(step)); // it was stopped
+        // Nothing is written any more once all are free.
+        let _ = runtime.block_on(uploads.acquire_many(MAX_UPLOADS));
     }
 }
 
@@ -242,10 +253,13 @@ impl<'a> Iterator for Steps<'a> {
 /// Takes what comes out of the stages, file after file.
 struct Results<'a> {
     pieces: &'a Pieces,
+    runtime: &'a Handle,
     shared: &'a Shared,
     /// The result of the file that comes; nothing in it if the file has failed.
     open: Option<Option<PieceWriter>>,
-    report: &'a dyn Fn(Report),
+    /// Results whose ends are being stored: of small files several at a time.
+    uploads: Arc<Semaphore>,
+    reports: UnboundedSender<Report>,
 }
 
 impl Results<'_> {
@@ -268,7 +282,7 @@ impl Results<'_> {
             && let Err(error) = packed.and_then(|packed| writer.push(&packed))
         {
             *open = None;
-            (self.report)(Report::Failed(task.file.work, error.to_string()));
+            let _ = self.reports.send(Report::Failed(task.file.work, error.to_string()));
         }
     }
 
@@ -276,9 +290,14 @@ impl Results<'_> {
         let work = task.file.work;
         let open = self.open.take().unwrap_or_else(|| Some(self.pieces.writer(work)));
         let Some(writer) = open.filter(|_| !task.is_forgotten()) else { return };
-        (self.report)(match writer.finish() {
-            Ok(result) => Report::Done(work, result),
-            Err(error) => Report::Failed(work, error.to_string()),
+        let Ok(permit) = self.runtime.block_on(self.uploads.clone().acquire_owned()) else { return };
+        let reports = self.reports.clone();
+        self.runtime.spawn(async move {
+            let _ = reports.send(match writer.finish().await {
+                Ok(result) => Report::Done(work, result),
+                Err(error) => Report::Failed(work, error.to_string()),
+            });
+            drop(permit);
         });
     }
 }
@@ -290,7 +309,10 @@ mod tests {
     use clap::Parser;
     use polo_store::Store;
     use rand::{RngExt, SeedableRng, rngs::StdRng};
-    use tokio::runtime::Runtime;
+    use tokio::{
+        runtime::Runtime,
+        sync::mpsc::{UnboundedReceiver, unbounded_channel},
+    };
 
     use super::*;
     use crate::{
@@ -319,13 +341,18 @@ mod tests {
         LeasedFile { work: Work(Digest::of(&[number])), source: 0, input }
     }
 
-    fn start(runtime: &Runtime, tools: &Arc<Tools>, store: &Store, result: &str) -> (Worker, Receiver<Report>) {
+    fn start(
+        runtime: &Runtime,
+        tools: &Arc<Tools>,
+        store: &Store,
+        result: &str,
+    ) -> (Worker, UnboundedReceiver<Report>) {
         let _entered = runtime.enter();
-        let (report, reports) = channel();
+        let (report, reports) = unbounded_channel();
         let pieces = Pieces::new(&store.child(result));
         let reading = tools.reading(store, Arc::default());
         let workshop = Workshop { tools: tools.clone(), reading, pieces, num_jobs: 2 };
-        (Worker::start(workshop, move |told| drop(report.send(told))), reports)
+        (Worker::start(workshop, report), reports)
     }
 
     /// Files are forgotten and leased again amid the work: a result that is reported is that of the whole file.
@@ -343,16 +370,16 @@ mod tests {
             runtime.block_on(store.put(&number.to_string(), lines.into())).expect("stored");
         }
         let tools = tools(&runtime);
-        let (mut worker, reports) = start(&runtime, &tools, &store, "undisturbed");
+        let (mut worker, mut reports) = start(&runtime, &tools, &store, "undisturbed");
         files.iter().for_each(|file| worker.lease(file.clone()));
         let told = |report: Report| match report {
             Report::Done(work, result) => (work, result),
             other => panic!("{other:?}"),
         };
-        let expected: BTreeMap<_, _> = reports.iter().take(files.len()).map(told).collect();
+        let expected: BTreeMap<_, _> = (0..files.len()).filter_map(|_| reports.blocking_recv()).map(told).collect();
         runtime.block_on(joined(worker.stop()));
 
-        let (mut worker, reports) = start(&runtime, &tools, &store, "disturbed");
+        let (mut worker, mut reports) = start(&runtime, &tools, &store, "disturbed");
         for _ in 0..60 {
             let file = &files[rng.random_range(0..files.len())];
             if rng.random_bool(0.5) {
@@ -374,10 +401,11 @@ mod tests {
             }
         }
         let held: Vec<_> = worker.held().collect();
-        for (work, result) in reports.iter().take(held.len()).map(told) {
+        for (work, result) in (0..held.len()).filter_map(|_| reports.blocking_recv()).map(told) {
             assert_eq!(expected[&work], result);
         }
         runtime.block_on(joined(worker.stop()));
-        assert_eq!(reports.try_iter().filter(|report| *report != Report::Lost).count(), 0);
+        assert_eq!(reports.blocking_recv(), Some(Report::Lost));
+        assert_eq!(reports.blocking_recv(), None);
     }
 }

@@ -72,15 +72,26 @@ fn alone_the_leader_reads_everything_itself() {
 #[test]
 fn small_files_are_opened_early_only_where_nobody_could_have_them() {
     let mut leases = of_sizes(settings(), &[MIB, 16 * MIB, MIB, MIB]);
-    assert_eq!(step(&mut leases, Event::Claim(0)), [Action::Claimed(0, true)]);
+    assert_eq!(step(&mut leases, Event::Soon(0)), [Action::TakeEarly(0, Some(Way::Read))]);
     assert_eq!(
-        step(&mut leases, Event::Claim(1)),
-        [Action::Claimed(1, false)],
+        step(&mut leases, Event::Soon(1)),
+        [Action::TakeEarly(1, None)],
         "a large one is left for whoever comes"
     );
     assert_eq!(join(&mut leases, 1), [Action::Welcome(HelperId(1)), lease(1, 1)]);
-    assert_eq!(step(&mut leases, Event::Claim(2)), [Action::Claimed(2, false)]);
+    assert_eq!(step(&mut leases, Event::Soon(2)), [Action::TakeEarly(2, None)]);
     assert_eq!(step(&mut leases, Event::Turn(2)), [Action::Take(2, Way::Read)]);
+}
+
+#[test]
+fn results_that_are_there_are_opened_early() {
+    let mut leases = large(3);
+    join(&mut leases, 1);
+    step(&mut leases, done(1, 0));
+    let early = Action::TakeEarly(0, Some(Way::Result(Some(result()))));
+    assert_eq!(step(&mut leases, Event::Soon(0)), [early]);
+    assert_eq!(step(&mut leases, Event::Soon(1)), [Action::TakeEarly(1, None)], "it is in work");
+    assert_eq!((leases.overview().num_done, leases.ahead_bytes), (0, 16 * MIB));
 }
 
 #[test]
@@ -261,7 +272,7 @@ fn after_a_restart_results_are_taken_and_the_past_is_left_alone() {
 fn helpers_are_awaited_at_the_beginning_but_not_for_ever() {
     let awaiting = || of_sizes(Settings { min_helpers: 2, ..settings() }, &[16 * MIB; 4]);
     let mut leases = awaiting();
-    assert_eq!(step(&mut leases, Event::Claim(0)), [Action::Claimed(0, false)]);
+    assert_eq!(step(&mut leases, Event::Soon(0)), [Action::TakeEarly(0, None)]);
     assert_eq!(step(&mut leases, Event::Turn(0)), []);
     assert_eq!(join(&mut leases, 1), [Action::Welcome(HelperId(1))]);
     assert_eq!(leases.overview().awaited, Some(Awaited::Helpers { min_helpers: 2 }));

@@ -67,7 +67,7 @@ pub enum Event {
     /// The leader's own cores say something.
     OwnSaid(Said),
     /// The leader will soon come to this file.
-    Claim(usize),
+    Soon(usize),
     /// The leader has come to this file.
     Turn(usize),
     /// Time has passed.
@@ -96,8 +96,8 @@ pub enum Action {
     Lease(Worker, usize),
     /// It need not be worked on any more.
     Forget(HelperId, usize),
-    /// Answers [`Event::Claim`].
-    Claimed(usize, bool),
+    /// Answers [`Event::Soon`]: how the leader has it from now on, if that is known.
+    TakeEarly(usize, Option<Way>),
     /// Answers [`Event::Turn`].
     Take(usize, Way),
     /// A result that nobody wants lies there.
