@@ -139,7 +139,7 @@ pub(crate) struct ClusterArgs {
         conflicts_with_all = [
             "input", "output", "tokenizer", "sources", "languages", "format", "text_column", "text_documents",
             "max_document_bytes", "pairs", "pair_direction", "pairs_per_document", "pair_seed", "shard_tokens", "cleaning",
-            "max_index_bytes", "on_error", "force", "listen",
+            "max_index_bytes", "on_error", "force", "listen", "min_helpers", "max_ahead_bytes", "helper_timeout_s",
         ]
     )]
     pub(crate) join: Option<String>,

@@ -30,7 +30,12 @@ mod stages;
 mod templates;
 mod tools;
 
-use std::{collections::HashMap, path::Path, sync::Arc, time::UNIX_EPOCH};
+use std::{
+    collections::{BTreeSet, HashMap},
+    path::Path,
+    sync::Arc,
+    time::UNIX_EPOCH,
+};
 
 use polo_store::{
     Digest, Entry, Store,
@@ -50,7 +55,7 @@ pub use error::{Place, PrepareError};
 use inputs::{Input, SourceInputs, check_given_once};
 use journal::{InputDigests, Journal, Plan, SourceInPlan};
 use preparation::{Preparation, num_jobs};
-use progress::Progress;
+use progress::{Progress, Screen};
 use reading::Supply;
 use tools::Tools;
 
@@ -80,46 +85,61 @@ async fn prepare(args: PrepareArgs) -> Result<(), PrepareError> {
     }
     let journal = Journal::open(&output, &plan, args.force).await?;
     let in_plan = sources_in_plan(&sources, &entries, &tools, &plan);
-    let finished = journal.finished(&in_plan).await?;
-    let past = |file: &FileInPlan| file.number < finished[file.source].next().file;
-    let (files, pieces) = (Arc::new(files_in_plan(&sources, &in_plan)), Pieces::new(&output));
-    let there = pieces.sift(files.iter().filter(|file| !past(file)).map(|file| file.work)).await?;
-    let (past, num_bytes_left) = (files.iter().map(past).collect(), num_bytes_left(&files, past));
-    let progress = Progress::new(num_bytes_left, &finished, there.len());
-    let done = (0..files.len()).filter(|number| there.contains(&files[*number].work)).collect();
-    let (force, tools) = (args.force, Arc::new(tools));
-    let opening = Opening {
-        tools: tools.clone(),
-        files: files.clone(),
-        past,
-        done,
-        input: input.clone(),
-        output: output.clone(),
-        pieces: pieces.clone(),
-        num_jobs: num_jobs(&args),
-        screen: progress.screen(),
-    };
-    let (supply, leader): (Arc<dyn Supply>, _) = match listener {
-        Some(listener) => {
-            let leader = Leader::start(listener, &args.cluster, opening)?;
-            (leader.supply(), Some(leader))
+    let files = Arc::new(files_in_plan(&sources, &in_plan));
+    let (tools, pieces) = (Arc::new(tools), Pieces::new(&output));
+    Preparation { args, tools, files, input, output, journal, pieces }.run(in_plan, listener).await
+}
+
+impl Preparation {
+    /// Makes the corpus, with the help of others if there is something to listen on for them.
+    async fn run(self, in_plan: Vec<SourceInPlan>, listener: Option<TcpListener>) -> Result<(), PrepareError> {
+        let finished = self.journal.finished(&in_plan).await?;
+        let past: Vec<bool> = self.files.iter().map(|file| file.number < finished[file.source].next().file).collect();
+        let left = || self.files.iter().zip(&past).filter(|(_, past)| !**past).map(|(file, _)| file);
+        let there = self.pieces.sift(left().map(|file| file.work)).await?;
+        let progress = Progress::new(left().map(|file| file.input.total_bytes()).sum(), &finished, there.len());
+        let done = (0..self.files.len()).filter(|number| there.contains(&self.files[*number].work)).collect();
+        let (supply, leader) = self.supply(listener, past, done, progress.screen())?;
+
+        let (output, journal, force) = (self.output.clone(), self.journal.clone(), self.args.force);
+        let work = move || self.write_shards(&in_plan, finished, &*supply, progress);
+        let manifest = tokio::task::spawn_blocking(work).await.map_err(|_| PrepareError::ThreadLost).flatten();
+        let stored = match manifest {
+            Ok(manifest) => output::store_manifest(&output, &manifest, force).await.map(|()| manifest),
+            Err(error) => Err(error),
+        };
+        // The journal is removed, with what helpers have written, when nobody writes any more.
+        if let Some(leader) = leader {
+            leader.end(stored.as_ref().err().map(ToString::to_string)).await;
         }
-        None => (Arc::new(Alone::new(opening.done, opening.screen)), None),
-    };
-    let preparation =
-        Preparation { args, tools, files, input, output: output.clone(), journal: journal.clone(), pieces };
-    let work = move || preparation.write_shards(&in_plan, finished, &*supply, progress);
-    let manifest = tokio::task::spawn_blocking(work).await.map_err(|_| PrepareError::ThreadLost).flatten();
-    let stored = match manifest {
-        Ok(manifest) => output::store_manifest(&output, &manifest, force).await.map(|()| manifest),
-        Err(error) => Err(error),
-    };
-    // The journal is removed, with what helpers have written, when nobody writes any more.
-    if let Some(leader) = leader {
-        leader.end(stored.as_ref().err().map(ToString::to_string)).await;
+        println!("{}", summary(&output, &stored?));
+        journal.remove().await
     }
-    println!("{}", summary(&output, &stored?));
-    journal.remove().await
+
+    /// How files are had; nothing is needed any more of those that are `past`, and of those that are `done` there are
+    /// results.
+    fn supply(
+        &self,
+        listener: Option<TcpListener>,
+        past: Vec<bool>,
+        done: BTreeSet<usize>,
+        screen: Screen,
+    ) -> Result<(Arc<dyn Supply>, Option<Leader>), PrepareError> {
+        let Some(listener) = listener else { return Ok((Arc::new(Alone::new(done, screen)), None)) };
+        let opening = Opening {
+            tools: self.tools.clone(),
+            files: self.files.clone(),
+            past,
+            done,
+            input: self.input.clone(),
+            output: self.output.clone(),
+            pieces: self.pieces.clone(),
+            num_jobs: num_jobs(&self.args),
+            screen,
+        };
+        let leader = Leader::start(listener, &self.args.cluster, opening)?;
+        Ok((leader.supply(), Some(leader)))
+    }
 }
 
 async fn listener(args: &PrepareArgs) -> Result<Option<TcpListener>, PrepareError> {
@@ -182,10 +202,6 @@ fn files_in_plan(sources: &[SourceInputs], in_plan: &[SourceInPlan]) -> Vec<File
         files.map(file).collect::<Vec<_>>()
     };
     sources.iter().zip(in_plan).enumerate().flat_map(of_source).collect()
-}
-
-fn num_bytes_left(files: &[FileInPlan], is_past: impl Fn(&FileInPlan) -> bool) -> u64 {
-    files.iter().filter(|file| !is_past(file)).map(|file| file.input.total_bytes()).sum()
 }
 
 /// The sources with what their finished parts must agree with. Where duplicates are looked for in all sources together, a

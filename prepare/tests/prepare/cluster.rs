@@ -379,11 +379,10 @@ fn who_cannot_help_is_told_why() {
     let nobody = talk(&join(&free, "1").output().expect("runs"));
     assert!(nobody.contains("nobody leads a preparation at http://127.0.0.1:"), "{nobody}");
 
-    let both = Command::new(env!("CARGO_BIN_EXE_polo-prepare"))
-        .args(["--join", "http://127.0.0.1:1", "--shard-tokens", "5"])
-        .output()
-        .expect("runs");
-    assert!(talk(&both).contains("--shard-tokens"), "{}", talk(&both));
+    for flag in ["--shard-tokens", "--max-ahead-bytes", "--input"] {
+        let both = talk(&join("127.0.0.1:1", "1").args([flag, "5"]).output().expect("runs"));
+        assert!(both.contains("cannot be used with") && both.contains(flag), "{both}");
+    }
 
     // The leader's output is in its own memory, which nobody shares.
     let folder = Folder::new(&[("a.jsonl", jsonl(&["x"]))]);

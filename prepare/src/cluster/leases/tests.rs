@@ -300,7 +300,11 @@ fn random_histories_end_with_every_file_taken() {
         let mut leases = of_sizes(Settings { max_ahead_bytes, ..settings() }, &sizes);
         let (mut now, mut next_id, mut turn, mut asked) = (NOW, 0, 0, false);
         let mut working: Vec<(Worker, usize)> = vec![];
-        while turn < sizes.len() {
+        for num_steps in 0.. {
+            if turn == sizes.len() {
+                break;
+            }
+            assert!(num_steps < 100_000, "file {turn} never comes: {leases:?}");
             now += rng.random_range(0..3_000);
             let ids: Vec<HelperId> = leases.helpers.keys().copied().collect();
             let event = match rng.random_range(0..10) {
