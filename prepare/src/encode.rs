@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use bytes::Bytes;
 use polo_store::Digest;
 use tokenizers::Tokenizer;
 
@@ -14,7 +15,9 @@ pub const END_OF_TEXT: &str = "<|endoftext|>";
 pub struct Encoder {
     tokenizer: Tokenizer,
     fast_path: Option<FastPath>,
-    /// Digest of the tokenizer file.
+    /// The tokenizer file.
+    pub json: Bytes,
+    /// Digest of it.
     pub digest: Digest,
     /// Highest id plus one.
     pub vocab_size: u64,
@@ -25,8 +28,14 @@ pub struct Encoder {
 impl Encoder {
     /// Reads a Hugging Face `tokenizer.json`.
     pub fn from_file(path: &Path) -> Result<Self, PrepareError> {
-        let failed = |reason: String| PrepareError::Tokenizer { file: path.display().to_string(), reason };
-        let bytes = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
+        let file = path.display().to_string();
+        let failed = |error: std::io::Error| PrepareError::Tokenizer { file: file.clone(), reason: error.to_string() };
+        Self::from_bytes(&file, std::fs::read(path).map_err(failed)?.into())
+    }
+
+    /// Reads the bytes of a `tokenizer.json`; `file` is its name in errors.
+    pub fn from_bytes(file: &str, bytes: Bytes) -> Result<Self, PrepareError> {
+        let failed = |reason: String| PrepareError::Tokenizer { file: file.to_owned(), reason };
         let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(|error| failed(error.to_string()))?;
         tokenizer.with_truncation(None).map_err(|error| failed(error.to_string()))?;
         tokenizer.with_padding(None);
@@ -39,7 +48,8 @@ impl Encoder {
         if vocab_size > i32::MAX as u64 {
             return Err(failed(format!("its ids up to {vocab_size} do not fit shards of 32-bit ids")));
         }
-        Ok(Self { tokenizer, fast_path: FastPath::of(&bytes), digest: Digest::of(&bytes), vocab_size, eos_id })
+        let (fast_path, digest) = (FastPath::of(&bytes), Digest::of(&bytes));
+        Ok(Self { tokenizer, fast_path, json: bytes, digest, vocab_size, eos_id })
     }
 
     /// Appends the ids of `text` and the end-of-text id.

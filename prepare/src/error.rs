@@ -102,6 +102,32 @@ pub enum PrepareError {
          start again: it goes on from here"
     )]
     IndexTooLarge { name: String, num_documents: u64, max_bytes: u64 },
+    #[error("{url}: not what a helper writes: {reason}; check the output store, and start anew with --force")]
+    DamagedPiece { url: String, reason: String },
+    #[error("cannot listen on {address}: {source}; choose another address for --listen")]
+    Listen { address: String, source: io::Error },
+    #[error("{num_bytes} bytes of tokenizer and options are more than the {max_bytes} that are sent to helpers")]
+    DescriptionTooLarge { num_bytes: usize, max_bytes: usize },
+    #[error(
+        "nobody leads a preparation at {url} ({problem}), tried for {for_s} s; start `polo prepare --listen` there with the \
+         same options as before, then this again"
+    )]
+    NoLeader { url: String, problem: String, for_s: u64 },
+    #[error("{url}: not an address to join: {reason}; give it as http://HOST:PORT")]
+    BadLeader { url: String, reason: String },
+    #[error("the leader at {url} does not take this helper: {reason}")]
+    HelperRefused { url: String, reason: String },
+    #[error("the preparation that {url} leads failed: {reason}")]
+    LeaderFailed { url: String, reason: String },
+    #[error("this machine comes to other {differs} than the leader at {url}; both must read the same")]
+    OtherTools { url: String, differs: String },
+    #[error(
+        "the preparation is not in {output} here; the output must be the same place for the leader and its helpers: a \
+         bucket, or a folder that they share under this name"
+    )]
+    NotShared { output: String },
+    #[error("{message}")]
+    Told { message: String },
     #[error("{url} was written, but reads back differently ({reason}); check the output store and prepare again")]
     ReadBack { url: String, reason: String },
     #[error("a thread of the preparation ended without an answer")]
@@ -119,6 +145,7 @@ impl PrepareError {
             Self::NoText { .. } => "no_text",
             Self::NoPair { .. } => "no_pair",
             Self::TooLong { .. } => "too_long",
+            Self::Told { .. } => "told_by_a_helper", // which has told the reason besides
             _ => return None,
         })
     }

@@ -6,12 +6,13 @@ use std::{
 };
 
 use polo_store::Entry;
+use serde::{Deserialize, Serialize};
 
 use crate::{error::PrepareError, languages::language, pairs::PairFormat};
 
 /// `NAME=PATTERN[,PATTERN...]`: the objects of one source. In a pattern `*` stands for anything but `/`, `**` for
 /// anything; a pattern without them names an object or a folder.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceRule {
     /// The source.
     pub name: String,
@@ -34,7 +35,7 @@ impl FromStr for SourceRule {
 }
 
 /// `NAME=TAG`: the language of a source.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceLanguage {
     /// The source.
     pub name: String,
@@ -56,7 +57,7 @@ impl FromStr for SourceLanguage {
 }
 
 /// `NAME=SRC-TGT`: a source of parallel data, and the codes of its two languages.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourcePairs {
     /// The source.
     pub name: String,

@@ -14,10 +14,10 @@ use polo_store::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{cleaning::duplicates::Signature, error::PrepareError, reason::Sample};
+use crate::{cleaning::duplicates::Signature, cluster::pieces::Work, error::PrepareError, reason::Sample};
 
 /// Where records lie in the output store.
-const FOLDER: &str = ".prepare";
+pub const FOLDER: &str = ".prepare";
 /// Objects read or removed at the same time.
 const CONCURRENCY: usize = 16;
 
@@ -119,6 +119,8 @@ pub struct SourceInPlan {
     pub name: String,
     /// Its files.
     pub inputs: InputDigests,
+    /// What their results are called.
+    pub works: Vec<Work>,
     /// Words of its signatures.
     pub signature_words: usize,
     /// Whether those begin with a text's hash.
@@ -256,7 +258,8 @@ fn is_stored(shard: &ShardEntry, sizes: &HashMap<&str, u64>) -> bool {
     sizes.get(&*shard.bin_key) == Some(&(4 * shard.num_tokens)) && sizes.contains_key(&*shard.idx_key)
 }
 
-fn differences(found: &Plan, plan: &Plan) -> String {
+/// The names under which two plans differ.
+pub fn differences(found: &Plan, plan: &Plan) -> String {
     let differs = |name: &&String| found.get(*name) != plan.get(*name);
     let mut names: Vec<_> = found.keys().chain(plan.keys()).filter(differs).cloned().collect();
     names.sort();

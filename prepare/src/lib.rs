@@ -3,11 +3,12 @@
 //! The listing is assigned to sources ([`inputs`]), files are cut into batches of whole records ([`reading`]), batches are
 //! examined, freed of duplicates and encoded ([`stages`], [`pipeline`]), and the results, taken in order, become shards
 //! ([`output`]), each written down when it is there ([`journal`]). The corpus is the same to the byte for any number of
-//! jobs and however often the preparation is killed and started again.
+//! jobs, however often the preparation is killed and started again, and whoever helps ([`cluster`]).
 
 mod aligned;
 mod args;
 mod cleaning;
+mod cluster;
 mod documents;
 mod encode;
 mod error;
@@ -27,52 +28,126 @@ mod reading;
 mod reason;
 mod stages;
 mod templates;
+mod tools;
 
-use std::time::UNIX_EPOCH;
+use std::{
+    collections::{BTreeSet, HashMap},
+    path::Path,
+    sync::Arc,
+    time::UNIX_EPOCH,
+};
 
 use polo_store::{
     Digest, Entry, Store,
     corpus::{CorpusManifest, MANIFEST_KEY},
 };
+use tokio::net::TcpListener;
 
 pub use args::PrepareArgs;
-use cleaning::{Cleaner, SourceKind, config::CleaningConfig};
+use cleaning::config::CleaningConfig;
+use cluster::{
+    Alone, FileInPlan, helper,
+    leader::{Leader, Opening},
+    pieces::{Pieces, Work},
+};
 use encode::Encoder;
 pub use error::{Place, PrepareError};
-use inputs::{Input, SourceInputs, SourceLanguage, check_given_once};
+use inputs::{Input, SourceInputs, check_given_once};
 use journal::{InputDigests, Journal, Plan, SourceInPlan};
-use preparation::Preparation;
-
-/// To be raised whenever the same input and options come to another corpus: what an older program has begun is then not
-/// gone on with.
-const PREPARATION_VERSION: u32 = 1;
+use preparation::{Preparation, num_jobs};
+use progress::{Progress, Screen};
+use reading::Supply;
+use tools::Tools;
 
 /// Runs `polo prepare`: progress and a table to stderr, one JSON line about the corpus to stdout.
 pub async fn run(args: PrepareArgs) -> Result<(), PrepareError> {
-    let (input, output) = (Store::open(&args.input)?, Store::open(&args.output)?);
+    match &args.cluster.join {
+        Some(url) => helper::run(url, &args.cluster, args.jobs).await,
+        None => prepare(args).await,
+    }
+}
+
+async fn prepare(args: PrepareArgs) -> Result<(), PrepareError> {
+    // That both are given, the command line has seen to.
+    let open = |url: &Option<String>| Store::open(url.as_deref().unwrap_or_default());
+    let (input, output) = (open(&args.input)?, open(&args.output)?);
+    let listener = listener(&args).await?;
     let entries = input.list("").await?;
     let sources = assign_inputs(&args, &input, &entries)?;
-    let encoder = Encoder::from_file(&args.tokenizer)?;
-    let (cleaning, cleaning_text) = read_cleaning(&args, &sources)?;
-    let filters = cleaning.pairs.clone();
-    let (cleaner, notes) = Cleaner::new(cleaning, &source_kinds(&args, &sources), &encoder).await?;
+    let encoder = Encoder::from_file(args.tokenizer.as_deref().unwrap_or(Path::new("")))?;
+    let names = sources.iter().map(|source| source.name.clone()).collect();
+    let (tools, notes) = Tools::new(args.options.clone(), names, encoder, read_cleaning(&args, &sources)?).await?;
     notes.iter().for_each(|note| eprintln!("note: {note}"));
 
-    let plan = plan(&args, &encoder, &cleaner, cleaning_text);
+    let plan = tools.plan();
     if !args.force && output.exists(MANIFEST_KEY).await? && !Journal::is_of(&output, &plan).await? {
         return Err(PrepareError::OutputExists { output: output.url().to_owned() });
     }
     let journal = Journal::open(&output, &plan, args.force).await?;
-    let in_plan = sources_in_plan(&sources, &entries, &cleaner);
-    let finished = journal.finished(&in_plan).await?;
-    let force = args.force;
-    let preparation =
-        Preparation { args, input, output: output.clone(), journal: journal.clone(), encoder, cleaner, filters };
-    let work = move || preparation.write_shards(&sources, &in_plan, finished);
-    let manifest = tokio::task::spawn_blocking(work).await.map_err(|_| PrepareError::ThreadLost)??;
-    output::store_manifest(&output, &manifest, force).await?;
-    println!("{}", summary(&output, &manifest));
-    journal.remove().await
+    let in_plan = sources_in_plan(&sources, &entries, &tools, &plan);
+    let files = Arc::new(files_in_plan(&sources, &in_plan));
+    let (tools, pieces) = (Arc::new(tools), Pieces::new(&output));
+    Preparation { args, tools, files, input, output, journal, pieces }.run(in_plan, listener).await
+}
+
+impl Preparation {
+    /// Makes the corpus, with the help of others if there is something to listen on for them.
+    async fn run(self, in_plan: Vec<SourceInPlan>, listener: Option<TcpListener>) -> Result<(), PrepareError> {
+        let finished = self.journal.finished(&in_plan).await?;
+        let past: Vec<bool> = self.files.iter().map(|file| file.number < finished[file.source].next().file).collect();
+        let left = || self.files.iter().zip(&past).filter(|(_, past)| !**past).map(|(file, _)| file);
+        let there = self.pieces.sift(left().map(|file| file.work)).await?;
+        let progress = Progress::new(left().map(|file| file.input.total_bytes()).sum(), &finished, there.len());
+        let done = (0..self.files.len()).filter(|number| there.contains(&self.files[*number].work)).collect();
+        let (supply, leader) = self.supply(listener, past, done, progress.screen())?;
+
+        let (output, journal, force) = (self.output.clone(), self.journal.clone(), self.args.force);
+        let work = move || self.write_shards(&in_plan, finished, &*supply, progress);
+        let manifest = tokio::task::spawn_blocking(work).await.map_err(|_| PrepareError::ThreadLost).flatten();
+        let stored = match manifest {
+            Ok(manifest) => output::store_manifest(&output, &manifest, force).await.map(|()| manifest),
+            Err(error) => Err(error),
+        };
+        // The journal is removed, with what helpers have written, when nobody writes any more.
+        if let Some(leader) = leader {
+            leader.end(stored.as_ref().err().map(ToString::to_string)).await;
+        }
+        println!("{}", summary(&output, &stored?));
+        journal.remove().await
+    }
+
+    /// How files are had; nothing is needed any more of those that are `past`, and of those that are `done` there are
+    /// results.
+    fn supply(
+        &self,
+        listener: Option<TcpListener>,
+        past: Vec<bool>,
+        done: BTreeSet<usize>,
+        screen: Screen,
+    ) -> Result<(Arc<dyn Supply>, Option<Leader>), PrepareError> {
+        let Some(listener) = listener else { return Ok((Arc::new(Alone::new(done, screen)), None)) };
+        let opening = Opening {
+            tools: self.tools.clone(),
+            files: self.files.clone(),
+            past,
+            done,
+            input: self.input.clone(),
+            output: self.output.clone(),
+            pieces: self.pieces.clone(),
+            num_jobs: num_jobs(&self.args),
+            screen,
+        };
+        let leader = Leader::start(listener, &self.args.cluster, opening)?;
+        Ok((leader.supply(), Some(leader)))
+    }
+}
+
+async fn listener(args: &PrepareArgs) -> Result<Option<TcpListener>, PrepareError> {
+    let Some(address) = &args.cluster.listen else { return Ok(None) };
+    let failed = |source| PrepareError::Listen { address: address.clone(), source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    eprintln!("listening for helpers on {}", listener.local_addr().map_err(failed)?);
+    Ok(Some(listener))
 }
 
 fn summary(output: &Store, manifest: &CorpusManifest) -> serde_json::Value {
@@ -88,10 +163,11 @@ fn assign_inputs(args: &PrepareArgs, input: &Store, entries: &[Entry]) -> Result
     if entries.is_empty() {
         return Err(PrepareError::EmptyInput { input: input.url().to_owned() });
     }
-    let sources = inputs::assign(entries, &args.sources, &args.pairs, args.format.map(Into::into))?;
+    let sources =
+        inputs::assign(entries, &args.options.sources, &args.options.pairs, args.options.format.map(Into::into))?;
     let twice = |name| PrepareError::DuplicateFlag { name, flag: "--language" };
-    check_given_once(args.languages.iter().map(|language| &language.name), twice)?;
-    check_known(args.languages.iter().map(|language| &language.name), &sources, "--language")?;
+    check_given_once(args.options.languages.iter().map(|language| &language.name), twice)?;
+    check_known(args.options.languages.iter().map(|language| &language.name), &sources, "--language")?;
     Ok(sources)
 }
 
@@ -113,52 +189,26 @@ fn read_cleaning(args: &PrepareArgs, sources: &[SourceInputs]) -> Result<(Cleani
     Ok((config, text))
 }
 
-fn source_kinds(args: &PrepareArgs, sources: &[SourceInputs]) -> Vec<SourceKind> {
-    let kind = |source: &SourceInputs| SourceKind {
-        name: source.name.clone(),
-        language: language_of(args, &source.name),
-        is_parallel: args.pairs.iter().any(|pairs| pairs.name == source.name),
+/// All files in input order.
+fn files_in_plan(sources: &[SourceInputs], in_plan: &[SourceInPlan]) -> Vec<FileInPlan> {
+    let of_source = |(source, (inputs, in_plan)): (usize, (&SourceInputs, &SourceInPlan))| {
+        let files = inputs.inputs.iter().zip(&in_plan.works).enumerate();
+        let file = |(number, (input, work)): (usize, (&Input, &Work))| FileInPlan {
+            source,
+            number,
+            input: input.clone(),
+            work: *work,
+        };
+        files.map(file).collect::<Vec<_>>()
     };
-    sources.iter().map(kind).collect()
-}
-
-fn language_of(args: &PrepareArgs, source: &str) -> Option<String> {
-    let named = |language: &&SourceLanguage| language.name == source;
-    args.languages.iter().find(named).map(|language| language.language.clone())
-}
-
-/// What decides the corpus, but for the input. `--jobs` and `--max-index-bytes` do not; neither does `--on-error`, since
-/// nothing has gone wrong yet where a preparation goes on.
-fn plan(args: &PrepareArgs, encoder: &Encoder, cleaner: &Cleaner, cleaning_text: String) -> Plan {
-    let PrepareArgs { text_column, text_documents, max_document_bytes, shard_tokens, .. } = args;
-    let PrepareArgs { pairs, pair_direction, pairs_per_document, pair_seed, languages, format, .. } = args;
-    let evaluation = cleaner.evaluation_digest().map(|digest| digest.to_string()).unwrap_or_default();
-    [
-        ("version of polo prepare", PREPARATION_VERSION.to_string()),
-        ("--tokenizer", encoder.digest.to_string()),
-        ("--cleaning", cleaning_text),
-        ("evaluation sets", evaluation),
-        ("models of perplexity", cleaner.perplexity_digests()),
-        ("--text-column", text_column.clone()),
-        ("--text-documents", format!("{text_documents:?}")),
-        ("--max-document-bytes", max_document_bytes.to_string()),
-        ("--shard-tokens", shard_tokens.to_string()),
-        ("--pairs", format!("{pairs:?}")),
-        ("--pair-direction", format!("{pair_direction:?}")),
-        ("--pairs-per-document", pairs_per_document.to_string()),
-        ("--pair-seed", pair_seed.to_string()),
-        ("--language", format!("{languages:?}")),
-        ("--format", format!("{format:?}")),
-    ]
-    .map(|(name, value)| (name.to_owned(), value))
-    .into()
+    sources.iter().zip(in_plan).enumerate().flat_map(of_source).collect()
 }
 
 /// The sources with what their finished parts must agree with. Where duplicates are looked for in all sources together, a
 /// source's documents also depend on the sources before it.
-fn sources_in_plan(sources: &[SourceInputs], entries: &[Entry], cleaner: &Cleaner) -> Vec<SourceInPlan> {
-    let by_key: std::collections::HashMap<&str, &Entry> =
-        entries.iter().map(|entry| (entry.key.as_str(), entry)).collect();
+fn sources_in_plan(sources: &[SourceInputs], entries: &[Entry], tools: &Tools, plan: &Plan) -> Vec<SourceInPlan> {
+    let cleaner = &tools.cleaner;
+    let by_key: HashMap<&str, &Entry> = entries.iter().map(|entry| (entry.key.as_str(), entry)).collect();
     let describe = |input: &Input| {
         let modified = by_key.get(input.key.as_str()).and_then(|entry| entry.modified.duration_since(UNIX_EPOCH).ok());
         format!("{} {} {:?}", input.key, input.num_bytes, modified)
@@ -166,16 +216,18 @@ fn sources_in_plan(sources: &[SourceInputs], entries: &[Entry], cleaner: &Cleane
     let spans_sources = cleaner.spans_sources() != (false, false);
     let mut before = Digest::of(b"");
     let in_plan = |(number, source): (usize, &SourceInputs)| {
-        let files = source.inputs.iter().map(|input| {
+        let file = |input: &Input| {
             let aligned = input.aligned.as_deref().map(describe).unwrap_or_default();
             format!("{}\n{aligned}", describe(input))
-        });
-        let inputs = InputDigests::new(before, files);
+        };
+        let files: Vec<String> = source.inputs.iter().map(file).collect();
+        let works = files.iter().map(|file| Work::new(plan, &source.name, file)).collect();
+        let inputs = InputDigests::new(before, files.into_iter());
         if spans_sources {
             before = inputs.all();
         }
         let (signature_words, has_exact) = (cleaner.signature_words(number), cleaner.has_exact(number));
-        SourceInPlan { name: source.name.clone(), inputs, signature_words, has_exact }
+        SourceInPlan { name: source.name.clone(), inputs, works, signature_words, has_exact }
     };
     sources.iter().enumerate().map(in_plan).collect()
 }

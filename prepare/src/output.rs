@@ -11,8 +11,9 @@ use polo_store::{
 use tokio::{runtime::Handle, task::JoinHandle};
 
 use crate::{
+    cluster::pieces::{Pieces, Work},
     error::PrepareError,
-    journal::{Finished, InputDigests, Journal, Position, Record, Tally},
+    journal::{Finished, InputDigests, Journal, Position, Record, SourceInPlan, Tally},
     reason::{Rejected, Sample},
     stages::{Encoded, Kept},
 };
@@ -31,6 +32,8 @@ pub struct Destination {
     pub store: Store,
     /// Where it is written down that they are there.
     pub journal: Journal,
+    /// What files have become before their turn, to be removed when it is in shards.
+    pub pieces: Pieces,
     /// A shard is closed after the document that fills it to this many tokens.
     pub shard_tokens: u64,
 }
@@ -40,6 +43,9 @@ pub struct SourceWriter {
     to: Destination,
     source: Source,
     inputs: InputDigests,
+    works: Vec<Work>,
+    /// Files that are in shards, whole.
+    num_spent: usize,
     resume_at: Position,
     shard: ShardWriter<Vec<u8>>,
     signatures: Vec<u8>,
@@ -49,14 +55,9 @@ pub struct SourceWriter {
 }
 
 impl SourceWriter {
-    /// A source of the files `inputs`, of which `finished` is there already.
-    pub fn new(
-        to: Destination,
-        name: String,
-        language: Option<String>,
-        inputs: InputDigests,
-        finished: &Finished,
-    ) -> Self {
+    /// A source of which `finished` is there already.
+    pub fn new(to: Destination, in_plan: SourceInPlan, language: Option<String>, finished: &Finished) -> Self {
+        let SourceInPlan { name, inputs, works, .. } = in_plan;
         let mut source =
             Source { name, language, num_tokens: 0, num_documents: 0, num_bytes_text: 0, intake: None, shards: vec![] };
         let mut total = Tally::default();
@@ -67,7 +68,8 @@ impl SourceWriter {
         let shard = ShardWriter::new(vec![]);
         let (since_last_shard, uploads) = (Tally::default(), VecDeque::new());
         let resume_at = finished.next();
-        Self { to, source, inputs, resume_at, shard, signatures: vec![], since_last_shard, total, uploads }
+        let (num_spent, signatures) = (resume_at.file, vec![]);
+        Self { to, source, inputs, works, num_spent, resume_at, shard, signatures, since_last_shard, total, uploads }
     }
 
     /// Appends what became of a batch, but for what finished shards hold.
@@ -101,7 +103,7 @@ impl SourceWriter {
     }
 
     fn drop(&mut self, rejected: &Rejected, key: &str) {
-        let reason = rejected.reason.to_owned();
+        let reason = rejected.reason.to_string();
         let tallies = [&self.total, &self.since_last_shard];
         let num_before =
             tallies.iter().flat_map(|tally| &tally.samples).filter(|sample| sample.reason == reason).count();
@@ -132,9 +134,12 @@ impl SourceWriter {
         let signatures = Bytes::from(std::mem::take(&mut self.signatures));
         let record = Record { shard, next, inputs: self.inputs.up_to(next), tally };
         let (to, name) = (self.to.clone(), self.source.name.clone());
+        let spent = self.works[self.num_spent..next.file].to_vec();
+        self.num_spent = next.file;
         let upload = async move {
             store_shard(&to.store, &record.shard, bin, idx).await?;
-            to.journal.add(&name, number, &record, signatures).await
+            to.journal.add(&name, number, &record, signatures).await?;
+            to.pieces.remove(spent).await
         };
         self.wait_for_uploads(MAX_UPLOADS - 1)?;
         self.uploads.push_back(self.to.runtime.spawn(upload));

@@ -212,7 +212,10 @@ mod tests {
 
     /// Texts, and reasons in the place of what is dropped.
     fn told(found: Vec<Found>) -> Vec<Result<String, &'static str>> {
-        found.into_iter().map(|found| found.map(|d| d.text).map_err(|rejected| rejected.reason)).collect()
+        found
+            .into_iter()
+            .map(|found| found.map(|d| d.text).map_err(|rejected| &*rejected.reason.into_owned().leak()))
+            .collect()
     }
 
     fn lines(text: &str) -> impl Iterator<Item = (u64, &[u8])> {

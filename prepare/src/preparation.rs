@@ -1,6 +1,6 @@
 //! The blocking part of a preparation: from assigned inputs to stored shards.
 
-use std::num::NonZeroUsize;
+use std::{num::NonZeroUsize, sync::Arc};
 
 use polo_store::{
     Store,
@@ -10,65 +10,64 @@ use tokio::runtime::Handle;
 
 use crate::{
     PrepareArgs,
-    args::{OnError, PairDirection, TextDocuments},
-    cleaning::Cleaner,
+    args::OnError,
+    cluster::{FileInPlan, pieces::Pieces},
     encode::Encoder,
     error::PrepareError,
-    inputs::SourceInputs,
     journal::{Finished, Journal, Position, SourceInPlan},
-    language_of,
-    languages::language,
     output::{Destination, SourceWriter},
-    pairs::{PairFilters, PairFormat, Pairs},
     pipeline::{self, Stages},
     progress::Progress,
-    reading::Reading,
+    reading::Supply,
     stages::{Deduplication, Encoded, encode, examine},
+    tools::{Tools, language_of},
 };
 
 /// What the blocking part of the work needs.
 pub struct Preparation {
     /// The command line.
     pub args: PrepareArgs,
+    /// What makes documents of text.
+    pub tools: Arc<Tools>,
+    /// All files, in input order.
+    pub files: Arc<Vec<FileInPlan>>,
     /// Where raw text lies.
     pub input: Store,
     /// Where the corpus goes.
     pub output: Store,
     /// What is done already, and where to write more of it down.
     pub journal: Journal,
-    /// The tokenizer.
-    pub encoder: Encoder,
-    /// Judges documents.
-    pub cleaner: Cleaner,
-    /// Judge pairs.
-    pub filters: PairFilters,
+    /// What files have become before their turn.
+    pub pieces: Pieces,
 }
 
 impl Preparation {
-    /// Reads, encodes and stores everything that `finished` lacks, and gives the manifest.
+    /// Reads, encodes and stores everything that `finished` lacks, each file as `supply` has it, and gives the manifest.
     pub fn write_shards(
         &self,
-        sources: &[SourceInputs],
         in_plan: &[SourceInPlan],
         finished: Vec<Finished>,
+        supply: &dyn Supply,
+        mut progress: Progress,
     ) -> Result<CorpusManifest, PrepareError> {
-        let num_jobs = self.args.jobs.or(std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
         let positions: Vec<Position> = finished.iter().map(Finished::next).collect();
-        let mut progress = Progress::new(num_bytes_left(sources, &positions), &finished);
         let mut writers: Vec<_> =
             in_plan.iter().zip(&finished).map(|(source, finished)| self.writer(source, finished)).collect();
-        let reading = self.reading(sources, &progress);
+        let reading = self.tools.reading(&self.input, progress.num_bytes_read());
 
-        let names = sources.iter().map(|source| source.name.clone()).collect();
         let signatures = finished.into_iter().map(|finished| finished.signatures).collect();
-        let mut deduplication = Deduplication::new(&self.cleaner, names, signatures, self.args.max_index_bytes);
+        let cleaner = &self.tools.cleaner;
+        let max_document_bytes = self.tools.options.max_document_bytes.get();
+        let mut deduplication =
+            Deduplication::new(cleaner, self.tools.sources.clone(), signatures, self.args.max_index_bytes);
         let stages = Stages {
-            examine: &|read| examine(&self.cleaner, &self.encoder, self.args.max_document_bytes.get(), read),
+            examine: &|read| examine(cleaner, &self.tools.encoder, max_document_bytes, read),
             decide: &mut |batch| deduplication.decide(batch),
-            encode: &|batch| encode(&self.encoder, batch),
+            encode: &|batch| encode(&self.tools.encoder, batch),
         };
+        let batches = reading.batches(&self.files, &positions, supply, &self.pieces);
         let mut current = 0;
-        pipeline::run(num_jobs, reading.batches(sources, &positions), stages, |mut encoded: Encoded| {
+        let mut consume = |mut encoded: Encoded| {
             let source = encoded.origin.source;
             if source != current {
                 writers[current].end()?; // no more of it: sources come one after another
@@ -80,10 +79,14 @@ impl Preparation {
             self.stop_at_faults(&mut encoded, &mut progress)?;
             progress.add(&encoded);
             writers[source].push(&encoded)
+        };
+        // Whoever reads may wait for a helper.
+        pipeline::run(num_jobs(&self.args), batches, stages, |encoded| {
+            consume(encoded).inspect_err(|_| supply.stop())
         })?;
         let with_intake = self.args.cleaning.is_some();
         let entries: Vec<Source> = writers.into_iter().map(|w| w.finish(with_intake)).collect::<Result<_, _>>()?;
-        check_none_empty(&entries, sources)?;
+        check_none_empty(&entries, in_plan)?;
         progress.finish(&entries);
         Ok(self.manifest(entries))
     }
@@ -105,52 +108,24 @@ impl Preparation {
             runtime: Handle::current(),
             store: self.output.clone(),
             journal: self.journal.clone(),
-            shard_tokens: self.args.shard_tokens.get(),
+            pieces: self.pieces.clone(),
+            shard_tokens: self.tools.options.shard_tokens.get(),
         };
-        let language = language_of(&self.args, &source.name);
-        SourceWriter::new(to, source.name.clone(), language, source.inputs.clone(), finished)
-    }
-
-    fn reading(&self, sources: &[SourceInputs], progress: &Progress) -> Reading {
-        Reading {
-            runtime: Handle::current(),
-            store: self.input.clone(),
-            num_bytes_read: progress.num_bytes_read(),
-            text_column: self.args.text_column.clone(),
-            text_is_paragraphs: self.args.text_documents == TextDocuments::Paragraph,
-            max_document_bytes: self.args.max_document_bytes.get(),
-            pairs: sources.iter().map(|source| self.pairs(&source.name)).collect(),
-        }
-    }
-
-    fn pairs(&self, source: &str) -> Option<Pairs> {
-        let pairs = self.args.pairs.iter().find(|pairs| pairs.name == source)?;
-        Some(Pairs {
-            format: PairFormat::Tsv, // each file's own when its turn comes
-            languages: (language(&pairs.src)?, language(&pairs.tgt)?),
-            codes: (pairs.src.clone(), pairs.tgt.clone()),
-            seed: self.args.pair_seed,
-            either_direction: self.args.pair_direction == PairDirection::Either,
-            per_document: self.args.pairs_per_document.get(),
-            filters: self.filters.clone(),
-        })
+        SourceWriter::new(to, source.clone(), language_of(&self.tools.options, &source.name), finished)
     }
 
     fn manifest(&self, sources: Vec<Source>) -> CorpusManifest {
-        let Encoder { digest, vocab_size, eos_id, .. } = self.encoder;
+        let Encoder { digest, vocab_size, eos_id, .. } = self.tools.encoder;
         CorpusManifest { format_version: FORMAT_VERSION, tokenizer_digest: digest, vocab_size, eos_id, sources }
     }
 }
 
-/// Stored bytes of the files that are not done.
-fn num_bytes_left(sources: &[SourceInputs], positions: &[Position]) -> u64 {
-    let left = |(source, position): (&SourceInputs, &Position)| -> u64 {
-        source.inputs.iter().skip(position.file).map(|input| input.total_bytes()).sum()
-    };
-    sources.iter().zip(positions).map(left).sum()
+/// Threads that examine and encode.
+pub fn num_jobs(args: &PrepareArgs) -> usize {
+    args.jobs.or(std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get)
 }
 
-fn check_none_empty(entries: &[Source], sources: &[SourceInputs]) -> Result<(), PrepareError> {
+fn check_none_empty(entries: &[Source], sources: &[SourceInPlan]) -> Result<(), PrepareError> {
     let Some((entry, source)) = entries.iter().zip(sources).find(|(entry, _)| entry.num_tokens == 0) else {
         return Ok(());
     };
@@ -158,5 +133,5 @@ fn check_none_empty(entries: &[Source], sources: &[SourceInputs]) -> Result<(), 
     let counts: Vec<_> = dropped.map(|(reason, dropped)| format!("{} {reason}", dropped.num_documents)).collect();
     let what_was_dropped =
         if counts.is_empty() { String::new() } else { format!(" (left out: {})", counts.join(", ")) };
-    Err(PrepareError::EmptySource { name: entry.name.clone(), num_inputs: source.inputs.len(), what_was_dropped })
+    Err(PrepareError::EmptySource { name: entry.name.clone(), num_inputs: source.works.len(), what_was_dropped })
 }

@@ -17,7 +17,28 @@ use polo_store::corpus::Source;
 const MAX_FAULTS_SHOWN: u64 = 10;
 
 /// Without a terminal, a line is written this often.
-const LINE_EVERY: Duration = Duration::from_secs(30);
+pub const LINE_EVERY: Duration = Duration::from_secs(30);
+
+/// Where people are told things, whoever tells them.
+#[derive(Clone)]
+pub struct Screen(ProgressBar);
+
+impl Screen {
+    /// Writes a line.
+    pub fn say(&self, words: &str) {
+        self.0.suspend(|| eprintln!("{words}"));
+    }
+
+    /// Shows where the helpers stand.
+    pub fn set_helpers(&self, words: String) {
+        self.0.set_prefix(words);
+    }
+
+    /// Whether there is no terminal, so that only lines are seen.
+    pub fn is_hidden(&self) -> bool {
+        self.0.is_hidden()
+    }
+}
 
 /// The progress display and the counts behind it.
 pub struct Progress {
@@ -32,15 +53,18 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// A display over `num_bytes` of stored input, after the shards that are there already: a bar, or where stderr is no
-    /// terminal a line now and then.
-    pub fn new(num_bytes: u64, finished: &[Finished]) -> Self {
+    /// A display over `num_bytes` of stored input, after the shards and the results of `num_results` files that are there
+    /// already: a bar, or where stderr is no terminal a line now and then.
+    pub fn new(num_bytes: u64, finished: &[Finished], num_results: usize) -> Self {
         let num_shards: usize = finished.iter().map(|finished| finished.records.len()).sum();
         if num_shards > 0 {
             eprintln!("going on after {num_shards} finished shards");
         }
+        if num_results > 0 {
+            eprintln!("{num_results} files were prepared ahead of their turn before");
+        }
         let bar = ProgressBar::with_draw_target(Some(num_bytes), ProgressDrawTarget::stderr());
-        let style = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes}  {msg}  ETA {eta}");
+        let style = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes}  {msg}  ETA {eta}  {prefix}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         let (start, num_bytes_read) = (Instant::now(), Arc::default());
         let last_line = start;
@@ -54,6 +78,11 @@ impl Progress {
             num_tokens: 0,
             num_faults: 0,
         }
+    }
+
+    /// Where others tell people things.
+    pub fn screen(&self) -> Screen {
+        Screen(self.bar.clone())
     }
 
     /// Where readers add the stored bytes they have taken.
@@ -71,7 +100,9 @@ impl Progress {
             self.last_line = Instant::now();
             let read = self.bar.position() as f64 / self.num_bytes_left.max(1) as f64;
             let left_s = self.start.elapsed().as_secs_f64() * (1.0 / read.max(1e-9) - 1.0).max(0.0);
-            eprintln!("{:.1} % of the input, {}, ETA {left_s:.0} s", 100.0 * read, self.speed());
+            let helpers = self.bar.prefix();
+            let helpers = if helpers.is_empty() { helpers } else { format!("; {helpers}") };
+            eprintln!("{:.1} % of the input, {}, ETA {left_s:.0} s{helpers}", 100.0 * read, self.speed());
         }
     }
 

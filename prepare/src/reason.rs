@@ -1,5 +1,7 @@
 //! What is left out of a corpus, and why.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Place, PrepareError};
@@ -11,7 +13,7 @@ const EXCERPT_CHARS: usize = 300;
 #[derive(Debug)]
 pub struct Rejected {
     /// Why, as it stands in the manifest.
-    pub reason: &'static str,
+    pub reason: Cow<'static, str>,
     /// Where it lay; nothing for whole files.
     pub place: Option<Place>,
     /// UTF-8 bytes of its text, where that could be read.
@@ -25,15 +27,26 @@ pub struct Rejected {
 impl Rejected {
     /// A sound document that cleaning drops.
     pub fn dropped(reason: &'static str, place: Place, text: &str) -> Self {
-        let excerpt = text.chars().take(EXCERPT_CHARS).collect();
-        Self { reason, place: Some(place), num_bytes_text: text.len() as u64, excerpt, fault: None }
+        let (place, num_bytes_text) = (Some(place), text.len() as u64);
+        Self { reason: reason.into(), place, num_bytes_text, excerpt: excerpt(text), fault: None }
     }
+}
+
+/// How a text begins.
+pub fn excerpt(text: &str) -> String {
+    text.chars().take(EXCERPT_CHARS).collect()
 }
 
 impl From<PrepareError> for Rejected {
     fn from(fault: PrepareError) -> Self {
         let reason = fault.reason().unwrap_or("fault");
-        Self { reason, place: None, num_bytes_text: 0, excerpt: fault.to_string(), fault: Some(Box::new(fault)) }
+        Self {
+            reason: reason.into(),
+            place: None,
+            num_bytes_text: 0,
+            excerpt: fault.to_string(),
+            fault: Some(Box::new(fault)),
+        }
     }
 }
 

@@ -1,13 +1,16 @@
 //! What happens to a batch between reading and storing: taken apart and examined, freed of duplicates, encoded.
 
+use bytes::Bytes;
+
 use crate::{
     cleaning::{
         Cleaner,
         duplicates::{IndexFull, Seen, Signature},
     },
+    cluster::packing,
     documents::{Batch, Document},
     encode::Encoder,
-    error::PrepareError,
+    error::{Place, PrepareError},
     reason::Rejected,
 };
 
@@ -22,15 +25,71 @@ pub struct Origin {
     pub batch: u64,
 }
 
+/// A batch before it is examined.
+pub enum Material {
+    /// As it lies in its file.
+    Raw(Batch),
+    /// Examined and encoded before, and packed (see [`packing`]).
+    Packed(Bytes),
+}
+
 /// What was read: a batch, or a piece of a file that is none.
-pub type Read = (Origin, Result<Batch, PrepareError>);
+pub type Read = (Origin, Result<Material, PrepareError>);
 
 /// A batch taken apart.
 pub struct Examined {
-    origin: Origin,
-    key: String,
-    documents: Vec<Result<(Document, Signature), Rejected>>,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// The file's key.
+    pub key: String,
+    /// Its documents, or why there are none.
+    pub documents: Vec<Result<Candidate, Rejected>>,
     error: Option<PrepareError>,
+}
+
+/// A document that is kept unless it is a duplicate.
+pub struct Candidate {
+    /// Where it lies.
+    pub place: Place,
+    /// UTF-8 bytes of its text.
+    pub num_bytes_text: u64,
+    /// What tells whether it is a duplicate.
+    pub signature: Signature,
+    /// What it says.
+    pub body: Body,
+}
+
+/// What a document says.
+pub enum Body {
+    /// Its text.
+    Text(String),
+    /// Encoded already.
+    Ids {
+        /// Its ids with the end-of-text id.
+        ids: Vec<i32>,
+        /// How its text begins.
+        excerpt: String,
+    },
+}
+
+impl Candidate {
+    fn new(document: Document, signature: Signature) -> Self {
+        let (place, num_bytes_text) = (document.place, document.text.len() as u64);
+        Self { place, num_bytes_text, signature, body: Body::Text(document.text) }
+    }
+
+    fn dropped(&self, reason: &'static str) -> Rejected {
+        match &self.body {
+            Body::Text(text) => Rejected::dropped(reason, self.place, text),
+            Body::Ids { excerpt, .. } => Rejected {
+                reason: reason.into(),
+                place: Some(self.place),
+                num_bytes_text: self.num_bytes_text,
+                excerpt: excerpt.clone(),
+                fault: None,
+            },
+        }
+    }
 }
 
 /// A batch as ids.
@@ -61,10 +120,11 @@ pub struct Kept {
 /// Takes a batch apart and judges each document by itself.
 pub fn examine(cleaner: &Cleaner, encoder: &Encoder, max_document_bytes: usize, (origin, read): Read) -> Examined {
     let (key, documents) = match read {
-        Ok(batch) => {
+        Ok(Material::Packed(packed)) => packing::unpack(&packed),
+        Ok(Material::Raw(batch)) => {
             let examined = |document: Document| {
                 let signature = cleaner.examine(encoder, origin.source, &document)?;
-                Ok((document, signature))
+                Ok(Candidate::new(document, signature))
             };
             let found = batch.documents(max_document_bytes).into_iter();
             (batch.key.clone(), found.map(|found| found.and_then(examined)).collect())
@@ -111,10 +171,10 @@ impl Deduplication {
             signatures.iter().try_for_each(|signature| self.seen.remember(signature))?;
         }
         for found in &mut batch.documents {
-            if let Ok((document, signature)) = found
-                && let Some(reason) = self.seen.admit(signature)?
+            if let Ok(candidate) = found
+                && let Some(reason) = self.seen.admit(&candidate.signature)?
             {
-                *found = Err(Rejected::dropped(reason, document.place, &document.text));
+                *found = Err(candidate.dropped(reason));
             }
         }
         Ok(())
@@ -126,16 +186,31 @@ pub fn encode(encoder: &Encoder, batch: Examined) -> Encoded {
     let Examined { origin, key, documents, error } = batch;
     let (mut ids, mut outcomes) = (vec![], Vec::with_capacity(documents.len()));
     for found in documents {
-        let outcome = found.and_then(|(document, signature)| {
+        let outcome = found.and_then(|candidate| {
             let start = ids.len();
-            encoder.encode(&document.text, &mut ids).map_err(|reason| {
-                ids.truncate(start);
-                PrepareError::Encode { key: key.clone(), place: document.place, reason }
-            })?;
-            let (num_tokens, num_bytes_text) = (ids.len() - start, document.text.len() as u64);
-            Ok(Kept { num_tokens, num_bytes_text, signature })
+            encoder.append(&key, &candidate, &mut ids)?;
+            let Candidate { num_bytes_text, signature, .. } = candidate;
+            Ok(Kept { num_tokens: ids.len() - start, num_bytes_text, signature })
         });
         outcomes.push(outcome);
     }
     Encoded { origin, key, ids, outcomes, error }
+}
+
+impl Encoder {
+    /// Appends the ids of a document of the file `key`.
+    pub fn append(&self, key: &str, candidate: &Candidate, ids: &mut Vec<i32>) -> Result<(), PrepareError> {
+        let text = match &candidate.body {
+            Body::Text(text) => text,
+            Body::Ids { ids: known, .. } => {
+                ids.extend(known);
+                return Ok(());
+            }
+        };
+        let start = ids.len();
+        self.encode(text, ids).map_err(|reason| {
+            ids.truncate(start);
+            PrepareError::Encode { key: key.to_owned(), place: candidate.place, reason }
+        })
+    }
 }

@@ -1,6 +1,7 @@
-//! Polo's gRPC interface: the types and services generated from `polo/v1/polo.proto`.
+//! Polo's gRPC interface: the types and services generated from `polo/v1/polo.proto` (training) and
+//! `polo/v1/prepare.proto` (preparing a corpus).
 //!
-//! Nothing but generated code lives here. Start reading in the `.proto` file: its comments are the documentation.
+//! Nothing but generated code lives here. Start reading in the `.proto` files: their comments are the documentation.
 
 /// Version 1 of the interface.
 pub mod v1 {

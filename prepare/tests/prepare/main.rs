@@ -4,6 +4,7 @@
 mod bad_inputs;
 mod basics;
 mod cleaning;
+mod cluster;
 mod formats;
 mod peer;
 mod perplexity;
