@@ -178,7 +178,7 @@ pub fn line(step: &StepSummary) -> String {
     let data_wait = 100.0 * step.data_wait_ms as f64 / step.step_ms.max(1) as f64;
     let skipped = if step.skipped { "  skipped" } else { "" };
     format!(
-        "step {:>5} {}  loss {:.4} ({})  lr {:.2e}  grad norm {:.3}  {:.0} tokens/s  {workers}  data wait {data_wait:.1} %  sent {sent:.1} MB  eta {eta}{skipped}",
+        "step {:>5} {}  loss {:.4} ({})  lr {:.2e}  grad norm {:.3}  {:.0} tokens/s  {workers}  sent {sent:.1} MB  data wait {data_wait:.1} %  eta {eta}{skipped}",
         step.step,
         step.stage,
         step.loss,
