@@ -233,6 +233,7 @@ fn deaths_late_comers_and_a_new_leader_change_nothing() {
 
     let victim = helpers[0].name();
     leader.wait_for(&[&victim, "works on"]);
+    helpers[1..].iter().for_each(|helper| helper.signal("-STOP")); // what they hold is waited for, and the end with it
     helpers[0].kill();
     let gone = leader.wait_for(&[&victim, "is gone (its connection ended)"]);
     assert!(!gone.ends_with(": 0"), "it had leases: {gone}");
@@ -241,6 +242,7 @@ fn deaths_late_comers_and_a_new_leader_change_nothing() {
 
     place.wait_for_results(3);
     leader.kill();
+    helpers[1..].iter().for_each(|helper| helper.signal("-CONT"));
     late.wait_for(&["the leader is away"]);
     let mut leader = place.leader(&[]);
     let words = leader.succeeds();
