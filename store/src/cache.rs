@@ -20,7 +20,7 @@ use crate::cache_plan::{Kind, Plan, Seen, Want, plan};
 use crate::{Digest, Store, StoreError};
 
 /// Bytes asked of the store at a time, and how many such requests at once.
-const PIECE_BYTES: u64 = 8 << 20;
+const PIECE_BYTES: u64 = 4 << 20;
 const MAX_PIECES_IN_FLIGHT: usize = 4;
 
 /// Locks are held for moments; one that is held for longer belongs to a process that has stopped.
