@@ -8,24 +8,30 @@ use unicode_properties::{GeneralCategoryGroup, UnicodeGeneralCategory};
 /// Odd, so that multiplying by it loses nothing (the golden ratio's 64 bits).
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// Hashes of a text's words in lower case. In scripts without spaces each character is a word.
+/// Hashes of a text's words in lower case. In scripts without spaces each character is a word, with
+/// the marks that belong to it.
 #[derive(Debug, Default)]
 pub struct Units(Vec<u64>);
 
 impl Units {
     /// The words of `text`.
     pub fn of(text: &str) -> Self {
-        let (mut hashes, mut word) = (vec![], String::new());
+        let (mut hashes, mut word, mut is_whole) = (vec![], String::new(), false);
         for c in text.chars() {
             if is_separator(c) {
                 close(&mut word, &mut hashes);
-            } else if is_word_by_itself(c) {
-                close(&mut word, &mut hashes);
-                word.push(c);
-                close(&mut word, &mut hashes);
-            } else {
+            } else if !is_word_by_itself(c) {
+                if is_whole {
+                    close(&mut word, &mut hashes);
+                }
                 word.extend(c.to_lowercase());
+            } else {
+                if c.general_category_group() != GeneralCategoryGroup::Mark {
+                    close(&mut word, &mut hashes);
+                }
+                word.push(c);
             }
+            is_whole = is_word_by_itself(c);
         }
         close(&mut word, &mut hashes);
         Self(hashes)
@@ -101,6 +107,9 @@ mod tests {
         assert_eq!(Units::of("हुन् व्यक्ति।").len(), 2);
         assert_eq!(Units::of("人人生而自由。").len(), 6);
         assert_eq!(Units::of("འགྲོ་བ་མི་རིགས།").len(), 4);
+        assert_eq!(Units::of("มนุษย์ทั้ง").len(), 6, "four of ten characters are marks");
+        assert_eq!(Units::of("人a").0, [Units::of("人").0, Units::of("a").0].concat());
+        assert_eq!(Units::of("a人").0, [Units::of("a").0, Units::of("人").0].concat());
         assert_eq!(Units::of("Привет, мир").0, Units::of("привет мир").0);
         assert_eq!(Units::of(" .,- ").len(), 0);
     }
