@@ -177,6 +177,11 @@ impl Journal {
         Ok(journal.store.exists("plan.json").await? && journal.read_plan().await? == *plan)
     }
 
+    /// Whether a preparation has begun in `output` and not come to its end.
+    pub async fn is_open(output: &Store) -> Result<bool, PrepareError> {
+        Ok(output.child(FOLDER).exists("plan.json").await?)
+    }
+
     async fn read_plan(&self) -> Result<Plan, PrepareError> {
         let bytes = self.store.get("plan.json").await?;
         let url = self.store.url_of("plan.json");

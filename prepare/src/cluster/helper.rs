@@ -12,7 +12,7 @@ use std::{
 use polo_proto::v1::{
     self, helper_request::Message as Up, helper_response::Message as Down, preparation_client::PreparationClient,
 };
-use polo_store::{Digest, Store};
+use polo_store::{Digest, Store, corpus::MANIFEST_KEY};
 use tokio::{
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
@@ -71,8 +71,17 @@ pub async fn run(url: &str, args: &ClusterArgs, jobs: Option<NonZeroUsize>) -> R
     let name = format!("{}-{}", rustix::system::uname().nodename().to_string_lossy(), std::process::id());
     let preparation = description.preparation;
     let num_sources = description.sources.len();
-    let mut helper =
-        Helper { leader, name, preparation, num_sources, worker, num_bytes_read, results: VecDeque::new(), reports };
+    let mut helper = Helper {
+        leader,
+        output,
+        name,
+        preparation,
+        num_sources,
+        worker,
+        num_bytes_read,
+        results: VecDeque::new(),
+        reports,
+    };
     let ended = helper.help().await;
     joined(helper.worker.stop()).await;
     ended
@@ -185,6 +194,7 @@ struct Session {
 
 struct Helper {
     leader: Leader,
+    output: Store,
     name: String,
     preparation: Vec<u8>,
     num_sources: usize,
@@ -213,11 +223,20 @@ impl Helper {
                 Gone::Failed(error) => return Err(error),
                 Gone::Broken(problem) => problem,
             };
+            if self.is_over().await.unwrap_or(false) {
+                eprintln!("the leader is away, and the corpus is there: nothing is left to do");
+                return Ok(());
+            }
             if !std::mem::replace(&mut is_away, true) {
                 eprintln!("the leader is away: {problem}; trying again");
             }
             self.leader.patience.wait(away_since, &problem).await?;
         }
+    }
+
+    /// Whether the leader has come to its end, which a helper that was out of touch did not hear.
+    async fn is_over(&self) -> Result<bool, PrepareError> {
+        Ok(self.output.exists(MANIFEST_KEY).await? && !Journal::is_open(&self.output).await?)
     }
 
     async fn open_session(&mut self) -> Result<Session, String> {
