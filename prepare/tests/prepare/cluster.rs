@@ -296,7 +296,7 @@ fn kills_of_anybody_at_any_time_change_nothing() {
 }
 
 #[test]
-fn a_helper_that_falls_silent_is_given_up_and_comes_back() {
+fn a_helper_that_falls_silent_is_given_up_and_sees_the_end_when_it_is_back() {
     let folder = folder();
     undisturbed(&folder);
     let place = Place::new(&folder);
@@ -305,8 +305,8 @@ fn a_helper_that_falls_silent_is_given_up_and_comes_back() {
     leader.wait_for(&[&helpers[0].name(), "works on"]);
     helpers[0].signal("-STOP");
     leader.wait_for(&[&helpers[0].name(), "is gone (nothing was heard of it"]);
-    helpers[0].signal("-CONT");
     let words = leader.succeeds();
+    helpers[0].signal("-CONT");
     helpers.iter_mut().for_each(|helper| drop(helper.succeeds()));
     assert!(place.is_the_corpus_of_one(), "{words}");
 }
