@@ -54,7 +54,7 @@ pub async fn run(args: Args, recipe: Option<Recipe>) -> Result<(), Error> {
     let run = StoredRun::open(&url).await?;
     let planned = run.planned().await;
     if let Err(reason) = &planned {
-        eprintln!("planned tokens are unknown: {reason}");
+        eprintln!("checkpoints are not compared with the plan: {reason}");
     }
     let depth = if args.shallow { Depth::Shallow } else { Depth::Deep };
     let report = examine(&run.store, &run.recipe.identity(), planned.ok().as_ref(), depth).await?;
