@@ -4,10 +4,8 @@ use std::time::Duration;
 
 use clap::Args;
 use polo_proto::v1::{CheckpointRequest, DrainRequest, StopRequest, control_client::ControlClient};
-use tonic::{
-    Code,
-    transport::{Channel, Endpoint},
-};
+use polo_transport::{ClientArgs, Credentials};
+use tonic::{Code, service::interceptor::InterceptedService, transport::Channel};
 
 use crate::error::CliError;
 
@@ -15,11 +13,13 @@ use crate::error::CliError;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Which coordinator is meant.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct AddressArgs {
     /// Where the coordinator listens
     #[arg(long, env = "POLO_COORDINATOR", default_value = "http://127.0.0.1:7070", value_name = "URL")]
     pub address: String,
+    #[command(flatten)]
+    pub protection: ClientArgs,
 }
 
 /// Arguments of `polo drain`.
@@ -31,14 +31,20 @@ pub struct DrainArgs {
     address: AddressArgs,
 }
 
-/// A client of the coordinator at `address`, within a bounded time.
-pub async fn connect(address: &str) -> Result<ControlClient<Channel>, CliError> {
-    let unreachable = |problem: String| CliError::Unreachable { address: address.into(), problem };
-    let with_scheme = if address.contains("://") { address.to_string() } else { format!("http://{address}") };
-    let endpoint = Endpoint::from_shared(with_scheme).map_err(|e| unreachable(e.to_string()))?;
+/// What commands call a coordinator with.
+pub type Client = ControlClient<InterceptedService<Channel, Credentials>>;
+
+/// A client of the coordinator that is meant, within a bounded time.
+pub async fn connect(args: &AddressArgs) -> Result<Client, CliError> {
+    let client = polo_transport::Client::new(args.protection.clone());
+    let (endpoint, credentials) = client.prepare(&args.address)?;
     let endpoint = endpoint.connect_timeout(PATIENCE).timeout(PATIENCE);
-    let channel = endpoint.http2_keep_alive_interval(PATIENCE).keep_alive_timeout(PATIENCE).connect().await;
-    Ok(ControlClient::new(channel.map_err(|e| unreachable(innermost(&e)))?))
+    let endpoint = endpoint.http2_keep_alive_interval(PATIENCE).keep_alive_timeout(PATIENCE);
+    let channel = client.connect(endpoint).await.map_err(|error| {
+        let problem = innermost(&error);
+        CliError::Unreachable { address: args.address.clone(), problem }
+    })?;
+    Ok(ControlClient::with_interceptor(channel, credentials))
 }
 
 fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
@@ -59,14 +65,14 @@ pub fn refused(address: &str) -> impl Fn(tonic::Status) -> CliError {
 
 /// `polo checkpoint`.
 pub async fn checkpoint(args: AddressArgs) -> Result<(), CliError> {
-    connect(&args.address).await?.checkpoint(CheckpointRequest {}).await.map_err(refused(&args.address))?;
+    connect(&args).await?.checkpoint(CheckpointRequest {}).await.map_err(refused(&args.address))?;
     eprintln!("a checkpoint will be written at the next step boundary");
     Ok(())
 }
 
 /// `polo stop`.
 pub async fn stop(args: AddressArgs) -> Result<(), CliError> {
-    connect(&args.address).await?.stop(StopRequest {}).await.map_err(refused(&args.address))?;
+    connect(&args).await?.stop(StopRequest {}).await.map_err(refused(&args.address))?;
     eprintln!("the run stops at the next step boundary, with a checkpoint");
     Ok(())
 }
@@ -74,7 +80,7 @@ pub async fn stop(args: AddressArgs) -> Result<(), CliError> {
 /// `polo drain`.
 pub async fn drain(args: DrainArgs) -> Result<(), CliError> {
     let (address, worker_id) = (&args.address.address, args.worker.clone());
-    connect(address).await?.drain(DrainRequest { worker_id }).await.map_err(refused(address))?;
+    connect(&args.address).await?.drain(DrainRequest { worker_id }).await.map_err(refused(address))?;
     eprintln!("worker {} hands back what it holds and leaves", args.worker);
     Ok(())
 }

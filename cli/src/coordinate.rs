@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use clap::Args;
-use polo_coordinator::{News, Opening, Run, StopHandle, Tcp, machine::Outcome};
+use polo_coordinator::{Network, News, Opening, Run, StopHandle, json, machine::Outcome};
 use polo_proto::v1::SourceValidation;
 use polo_recipe::{config::Recipe, ids::Step};
 use polo_store::{
@@ -11,17 +11,14 @@ use polo_store::{
     corpus::{CorpusManifest, ManifestError},
     corpus_files, recipe_file,
 };
+use polo_transport::{Client, ClientArgs, Guard, ServerArgs, ServerTls};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::mpsc,
 };
 
-use crate::{
-    error::CliError,
-    progress::{Progress, validation_json},
-    talk::say,
-};
+use crate::{error::CliError, progress::Progress, talk::say};
 
 /// What every way to start a coordinator needs.
 #[derive(Debug, Clone, Args)]
@@ -43,6 +40,8 @@ pub struct ServeArgs {
     /// Exits with 3 if a source of `validation.watch` is worse than allowed when the run ends
     #[arg(long)]
     pub fail_on_worse: bool,
+    #[command(flatten)]
+    pub protection: ServerArgs,
 }
 
 /// Arguments of `polo coordinator`.
@@ -63,6 +62,8 @@ pub struct Opened {
     pub run: Run,
     /// Its socket.
     pub listener: TcpListener,
+    /// Its certificates, if it speaks TLS.
+    pub tls: Option<ServerTls>,
     /// Where the socket really listens.
     pub address: SocketAddr,
     /// What happens.
@@ -72,11 +73,19 @@ pub struct Opened {
 /// Opens the run and its socket.
 pub async fn open(args: &ServeArgs, expected_workers: usize) -> Result<Opened, CliError> {
     let recipe = recipe_file::load(&args.recipe, &args.sets)?;
+    let (guard, tls) = (Guard::new(&args.protection, args.listen)?, ServerTls::new(&args.protection)?);
     let failed = |source| CliError::Listen { address: args.listen, source };
     let listener = TcpListener::bind(args.listen).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     let (sender, news) = mpsc::unbounded_channel();
-    let opening = Opening { expected_workers, address, unfenced: args.unfenced, outside: Arc::new(Tcp) };
+    let opening = Opening {
+        expected_workers,
+        address,
+        unfenced: args.unfenced,
+        outside: Arc::new(Network { client: Client::new(as_client(&args.protection)) }),
+        guard,
+        is_encrypted: tls.is_some(),
+    };
     let run = Run::open(&recipe, opening, sender).await?;
     for note in run.notes() {
         say(format_args!("note: {note}"));
@@ -87,7 +96,17 @@ pub async fn open(args: &ServeArgs, expected_workers: usize) -> Result<Opened, C
     }
     say(format_args!("run {} (recipe {}): step {step} of {num_steps}", recipe.run.name, &recipe.identity()[..12]));
     say(format_args!("coordinator listens on {address}"));
-    Ok(Opened { recipe, run, listener, address, news })
+    Ok(Opened { recipe, run, listener, tls, address, news })
+}
+
+/// How a coordinator asks another one of its run whether it is there: with the certificate that it shows as a server.
+fn as_client(args: &ServerArgs) -> ClientArgs {
+    ClientArgs {
+        ca: args.client_ca.clone(),
+        cert: args.tls_cert.clone(),
+        key: args.tls_key.clone(),
+        ..Default::default()
+    }
 }
 
 /// Whether the corpus is the one that was prepared, with the tokenizer that the recipe names.
@@ -112,7 +131,7 @@ pub async fn serve(opened: Opened, args: &ServeArgs) -> Result<(), CliError> {
     let progress = tokio::spawn(Progress::new(args.log_every).follow(opened.news));
     let mut signals = Signals::new()?;
     let stop = opened.run.stop_handle();
-    let serving = opened.run.serve(opened.listener);
+    let serving = opened.run.serve(opened.listener, opened.tls);
     tokio::pin!(serving);
     let outcome = loop {
         tokio::select! {
@@ -145,7 +164,7 @@ pub async fn conclude(
         "step": step,
         "num_incidents": progress.num_incidents(),
         "loss": progress.last_loss(),
-        "validation": validation_json(progress.validation()),
+        "validation": json::validation(progress.validation()),
         "num_alarms": progress.num_alarms(),
         "state_digest": state_digest,
     });

@@ -27,6 +27,8 @@ pub enum CliError {
     #[error(transparent)]
     Chaos(#[from] chaos::Error),
     #[error(transparent)]
+    Transport(#[from] polo_transport::TransportError),
+    #[error(transparent)]
     Coordinator(#[from] CoordinatorError),
     #[error(transparent)]
     Corpus(#[from] ManifestError),

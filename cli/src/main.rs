@@ -19,6 +19,7 @@ mod talk;
 mod test_run;
 mod units;
 mod verify;
+mod watch;
 mod worker_processes;
 
 use std::{path::PathBuf, process::ExitCode};

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use polo_coordinator::{News, machine::Notice};
 use polo_proto::v1::{Evaluation, SourceValidation, Status, StepSummary};
-use serde_json::json;
 use tokio::sync::mpsc;
 
 use crate::talk::say;
@@ -154,31 +153,27 @@ pub fn validation_line(validation: &SourceValidation) -> String {
     format!("held-out {source}: {} at step {}, {change}{watch}", measure(last), last.step)
 }
 
-/// The same for programs: baseline and last evaluation of each source. Losses that are no numbers are null.
-pub fn validation_json(validation: &[SourceValidation]) -> serde_json::Value {
-    let evaluation = |e: &Evaluation| json!({ "step": e.step, "loss": e.loss, "num_tokens": e.num_tokens, "bits_per_byte": e.bits_per_byte });
-    let of_source = |v: &SourceValidation| {
-        let (baseline, last) = (v.baseline.as_ref().map(evaluation), v.last.as_ref().map(evaluation));
-        (v.source.clone(), json!({ "baseline": baseline, "last": last, "watched": v.watched, "worse": v.worse }))
-    };
-    validation.iter().map(of_source).collect::<serde_json::Map<_, _>>().into()
-}
-
 fn mean(steps: &[(f64, u64)]) -> f64 {
     let (loss, num_tokens) = steps.iter().fold((0.0, 0), |(l, n), (loss, num)| (l + loss, n + num));
     loss / num_tokens as f64
 }
 
+/// Until the last step, in hours, minutes and seconds.
+pub fn eta(step: &StepSummary) -> String {
+    format!("{}:{:02}:{:02}", step.eta_seconds / 3600, step.eta_seconds / 60 % 60, step.eta_seconds % 60)
+}
+
 /// A step in one line.
 pub fn line(step: &StepSummary) -> String {
     let sources: Vec<_> = step.sources.iter().map(|s| format!("{} {:.2}", s.source, s.loss)).collect();
-    let eta = format!("{}:{:02}:{:02}", step.eta_seconds / 3600, step.eta_seconds / 60 % 60, step.eta_seconds % 60);
+    let eta = eta(step);
     let workers = if step.num_workers == 1 { "1 worker".into() } else { format!("{} workers", step.num_workers) };
     let sent = step.sent_bytes as f64 / 1e6;
     let data_wait = 100.0 * step.data_wait_ms as f64 / step.step_ms.max(1) as f64;
+    let mfu = step.mfu.map(|share| format!("  MFU {:.1} %", share * 100.0)).unwrap_or_default();
     let skipped = if step.skipped { "  skipped" } else { "" };
     format!(
-        "step {:>5} {}  loss {:.4} ({})  lr {:.2e}  grad norm {:.3}  {:.0} tokens/s  {workers}  sent {sent:.1} MB  data wait {data_wait:.1} %  eta {eta}{skipped}",
+        "step {:>5} {}  loss {:.4} ({})  lr {:.2e}  grad norm {:.3}  {:.0} tokens/s{mfu}  {workers}  sent {sent:.1} MB  data wait {data_wait:.1} %  eta {eta}{skipped}",
         step.step,
         step.stage,
         step.loss,
@@ -213,14 +208,6 @@ mod tests {
                 "held-out zh: loss 4.0000 at step 0, the baseline"
             ]
         );
-    }
-
-    #[test]
-    fn json_has_baseline_and_last_of_each_source() {
-        let json = validation_json(&validation());
-        assert_eq!(json["en"]["baseline"]["loss"], 2.0);
-        assert_eq!((&json["en"]["last"]["step"], &json["en"]["worse"]), (&json!(20), &json!(true)));
-        assert_eq!(json["zh"]["last"]["bits_per_byte"], json!(null));
     }
 
     #[test]

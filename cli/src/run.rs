@@ -48,14 +48,21 @@ pub async fn run(args: RunArgs) -> Result<(), CliError> {
         // Workers append to it, and what came from an earlier run goes.
         std::fs::write(path, "[\n").map_err(|source| CliError::Trace { path: path.clone(), source })?;
     }
-    let started =
-        Started { program, recipe: recipe_path, respawn: args.respawn, trace: args.trace, num_gpus: args.gpus };
-    let mut workers = WorkerProcesses::new(started, opened.address);
+    let scheme = if opened.tls.is_some() { "https" } else { "http" };
+    let mut workers = WorkerProcesses::new(Started {
+        program,
+        recipe: recipe_path,
+        respawn: args.respawn,
+        trace: args.trace,
+        num_gpus: args.gpus,
+        coordinator: format!("{scheme}://{}", opened.address),
+        token_file: args.serve.protection.worker_token_file.clone(),
+    });
     workers.start(args.workers)?;
     let progress = tokio::spawn(Progress::new(args.serve.log_every).follow(opened.news));
     let mut signals = Signals::new()?;
     let stop = opened.run.stop_handle();
-    let serving = opened.run.serve(opened.listener);
+    let serving = opened.run.serve(opened.listener, opened.tls);
     tokio::pin!(serving);
     let outcome = loop {
         tokio::select! {

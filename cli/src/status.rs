@@ -1,17 +1,16 @@
 //! `polo status`: how a run stands, once or as it goes.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 
 use clap::Args;
-use polo_proto::v1::{
-    Bill, GetStatusRequest, Incident, LedgerEntry, Member, Role, RunPhase, SourceSamples, Status, WatchStatusRequest,
-};
-use serde_json::json;
+use polo_coordinator::json;
+use polo_proto::v1::{Bill, GetStatusRequest, Incident, LedgerEntry, Member, Status, WatchStatusRequest};
 
 use crate::{
     control::{AddressArgs, connect, refused},
     error::CliError,
-    progress::{line, validation_json, validation_line},
+    progress::{line, validation_line},
+    watch,
 };
 
 /// Arguments of `polo status`.
@@ -19,7 +18,7 @@ use crate::{
 pub struct StatusArgs {
     #[command(flatten)]
     address: AddressArgs,
-    /// Goes on showing every change until the run ends
+    /// Goes on showing how the run stands until it ends: on one screen in a terminal, line by line elsewhere
     #[arg(long)]
     watch: bool,
     /// Prints JSON, one line for each state
@@ -29,8 +28,11 @@ pub struct StatusArgs {
 
 /// `polo status`.
 pub async fn run(args: StatusArgs) -> Result<(), CliError> {
+    if args.watch && !args.json && std::io::stdout().is_terminal() {
+        return print(watch::run(&args.address).await?, false);
+    }
     let address = &args.address.address;
-    let mut client = connect(address).await?;
+    let mut client = connect(&args.address).await?;
     if !args.watch {
         let response = client.get_status(GetStatusRequest {}).await.map_err(refused(address))?;
         return print(response.into_inner().status.unwrap_or_default(), args.json);
@@ -45,27 +47,15 @@ pub async fn run(args: StatusArgs) -> Result<(), CliError> {
 }
 
 fn print(status: Status, as_json: bool) -> Result<(), CliError> {
-    let text = if as_json { to_json(&status).to_string() } else { to_text(&status) };
+    let text = if as_json { json::status(&status).to_string() } else { to_text(&status) };
     writeln!(std::io::stdout(), "{text}").map_err(CliError::io("cannot write to standard output"))
-}
-
-fn phase(status: &Status) -> &'static str {
-    match status.phase() {
-        RunPhase::Unspecified => "unknown",
-        RunPhase::Waiting => "waiting",
-        RunPhase::Training => "training",
-        RunPhase::Stopping => "stopping",
-        RunPhase::Completed => "completed",
-        RunPhase::Stopped => "stopped",
-        RunPhase::Failed => "failed",
-    }
 }
 
 fn to_text(status: &Status) -> String {
     let mut lines = vec![format!(
         "{} {}: step {} of {}, generation {}, checkpoint {}{}",
         status.run,
-        phase(status),
+        json::phase(status.phase()),
         status.step,
         status.num_steps,
         status.generation,
@@ -92,47 +82,17 @@ fn to_text(status: &Status) -> String {
 /// What of a source is trained in its stage, and which of its samples, counted over the whole run.
 fn ledger_line(entry: &LedgerEntry) -> String {
     let LedgerEntry { source, num_planned_tokens, num_trained_tokens, first_sample, end_sample, .. } = entry;
-    let [trained, planned] = epochs(entry);
+    let [trained, planned] = json::epochs(entry);
     format!(
         "  source {source}: {num_trained_tokens} of {num_planned_tokens} tokens, {trained:.2} of {planned:.2} epochs, samples {first_sample}..{end_sample}"
     )
-}
-
-/// How often a stage has gone through a source, and will have.
-fn epochs(entry: &LedgerEntry) -> [f64; 2] {
-    [entry.num_trained_tokens, entry.num_planned_tokens].map(|n| n as f64 / entry.num_epoch_tokens.max(1) as f64)
-}
-
-/// The same keys as in the ledger of a checkpoint.
-fn ledger_json(entry: &LedgerEntry) -> serde_json::Value {
-    let [trained_epochs, planned_epochs] = epochs(entry);
-    json!({
-        "stage": entry.stage,
-        "source": entry.source,
-        "num_planned_tokens": entry.num_planned_tokens,
-        "num_trained_tokens": entry.num_trained_tokens,
-        "samples": { "start": entry.first_sample, "end": entry.end_sample },
-        "num_epoch_tokens": entry.num_epoch_tokens,
-        "trained_epochs": trained_epochs,
-        "planned_epochs": planned_epochs,
-    })
-}
-
-/// What a worker does in the generation that runs.
-fn role(member: &Member) -> Option<&'static str> {
-    match member.role() {
-        Role::Unspecified => None,
-        Role::Member => Some("member"),
-        Role::Spare => Some("spare"),
-        Role::Leaving => Some("leaving"),
-    }
 }
 
 fn member_line(member: &Member) -> String {
     let rank = member.rank.map_or("-".into(), |rank| rank.to_string());
     let mut line = format!(
         "  rank {rank:>3}  {} {} (pid {} on {})  step {}  {}  heard {} ms ago",
-        role(member).unwrap_or("waiting"),
+        json::role(member).unwrap_or("waiting"),
         member.worker_id,
         member.pid,
         member.host,
@@ -159,7 +119,7 @@ fn incident_line(incident: &Incident) -> String {
 }
 
 /// What was paid for, in order, and how much of it in ms.
-fn parts(bill: &Bill) -> [(&'static str, Option<u64>); 5] {
+pub fn parts(bill: &Bill) -> [(&'static str, Option<u64>); 5] {
     [
         ("detect", bill.detect_ms),
         ("abort", bill.abort_ms),
@@ -167,75 +127,4 @@ fn parts(bill: &Bill) -> [(&'static str, Option<u64>); 5] {
         ("transfer", bill.transfer_ms),
         ("redo", bill.redo_ms),
     ]
-}
-
-fn samples_json(samples: &SourceSamples) -> (String, serde_json::Value) {
-    (samples.source.clone(), json!({ "start": samples.first_sample, "end": samples.end_sample }))
-}
-
-fn to_json(status: &Status) -> serde_json::Value {
-    let sources = |step: &polo_proto::v1::StepSummary| -> serde_json::Map<String, serde_json::Value> {
-        step.sources.iter().map(|s| (s.source.clone(), json!(s.loss))).collect()
-    };
-    json!({
-        "run": status.run,
-        "recipe_identity": status.recipe_identity,
-        "phase": phase(status),
-        "waiting_for": status.waiting_for,
-        "generation": status.generation,
-        "step": status.step,
-        "num_steps": status.num_steps,
-        "stage": status.stage,
-        "goodput": status.goodput,
-        "checkpoint_step": status.checkpoint_step,
-        "last_step": status.last_step.as_ref().map(|step| json!({
-            "step": step.step,
-            "stage": step.stage,
-            "loss": step.loss,
-            "loss_by_source": sources(step),
-            "learning_rate": step.learning_rate,
-            "grad_norm": step.grad_norm,
-            "tokens_per_second": step.tokens_per_second,
-            "num_workers": step.num_workers,
-            "eta_seconds": step.eta_seconds,
-            "step_ms": step.step_ms,
-            "data_wait_ms": step.data_wait_ms,
-            "sent_bytes": step.sent_bytes,
-            "received_bytes": step.received_bytes,
-            "skipped": step.skipped,
-            "samples": step.samples.iter().map(samples_json).collect::<serde_json::Map<_, _>>(),
-        })),
-        "ledger": status.ledger.iter().map(ledger_json).collect::<Vec<_>>(),
-        "validation": validation_json(&status.validation),
-        "num_alarms": status.num_alarms,
-        "members": status.members.iter().map(|m| json!({
-            "worker_id": m.worker_id,
-            "host": m.host,
-            "pid": m.pid,
-            "rank": m.rank,
-            "step": m.step,
-            "phase": m.phase,
-            "last_heard_ms_ago": m.last_heard_ms_ago,
-            "role": role(m),
-            "leaving": m.leaving,
-            "slowdown": m.slowdown,
-            "compute_ms": m.compute_ms,
-        })).collect::<Vec<_>>(),
-        "incidents": status.incidents.iter().map(|i| json!({
-            "cause": i.cause,
-            "worker_id": i.worker_id,
-            "generation": i.generation,
-            "step": i.step,
-            "recovery_ms": i.recovery_ms,
-            "bill": i.bill.as_ref().map(|bill| json!({
-                "detect_ms": bill.detect_ms,
-                "abort_ms": bill.abort_ms,
-                "reform_ms": bill.reform_ms,
-                "transfer_ms": bill.transfer_ms,
-                "redo_ms": bill.redo_ms,
-            })),
-        })).collect::<Vec<_>>(),
-        "state_digest": status.state_digest,
-        "error": status.error,
-    })
 }

@@ -3,7 +3,6 @@
 use std::{
     collections::HashMap,
     ffi::OsStr,
-    net::SocketAddr,
     os::unix::process::ExitStatusExt,
     path::PathBuf,
     process::{ExitStatus, Stdio},
@@ -39,22 +38,25 @@ pub struct Started {
     pub trace: Option<PathBuf>,
     /// GPUs that they take in turns.
     pub num_gpus: u16,
+    /// The coordinator's address, as URL.
+    pub coordinator: String,
+    /// The token that they show it.
+    pub token_file: Option<PathBuf>,
 }
 
 /// Worker processes; they are killed when this is dropped.
 pub struct WorkerProcesses {
     how: Started,
-    coordinator: SocketAddr,
     lives: FuturesUnordered<tokio::task::JoinHandle<(u16, Option<ExitStatus>)>>,
     /// By worker, when it was started last, and its short lives in a row before that.
     started: HashMap<u16, (Instant, u32)>,
 }
 
 impl WorkerProcesses {
-    /// Workers of the coordinator that listens there.
-    pub fn new(how: Started, coordinator: SocketAddr) -> Self {
+    /// None yet.
+    pub fn new(how: Started) -> Self {
         let (lives, started) = Default::default();
-        Self { how, coordinator, lives, started }
+        Self { how, lives, started }
     }
 
     /// Starts workers w0, w1, ...
@@ -63,11 +65,12 @@ impl WorkerProcesses {
     }
 
     fn spawn(&mut self, number: u16, num_short_lives: u32) -> Result<(), CliError> {
-        let Started { program, recipe, trace, num_gpus, .. } = &self.how;
+        let Started { program, recipe, trace, num_gpus, coordinator, token_file, .. } = &self.how;
         let id = format!("w{number}");
         let mut command = Command::new(program);
         command.arg(recipe).arg("--id").arg(&id).arg("--gpu").arg((number % num_gpus).to_string());
-        command.arg("--coordinator").arg(format!("http://{}", self.coordinator));
+        command.arg("--coordinator").arg(coordinator);
+        command.args(token_file.iter().flat_map(|file| [OsStr::new("--token-file"), file.as_os_str()]));
         command.args(["--listen", "127.0.0.1:0", "--while-stdin-open"]);
         command.args(trace.iter().flat_map(|file| [OsStr::new("--trace"), file.as_os_str()]));
         command.stdin(Stdio::piped()).stdout(Stdio::null()).kill_on_drop(true);

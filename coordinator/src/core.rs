@@ -19,7 +19,7 @@ use crate::{
     journal::Journal,
     machine::{Action, CheckpointDraft, Entry, Event, Notice, NowMs, Outcome, RecordError, State, Tell, WorkerId},
     outside::Outside,
-    status::{Progress, status},
+    status::{Progress, history, status},
     wire::Wire,
 };
 
@@ -41,6 +41,8 @@ pub(crate) enum Inbound {
     Status(oneshot::Sender<v1::Status>),
     /// Somebody wants to know it whenever it changes.
     Watch(oneshot::Sender<watch::Receiver<v1::Status>>),
+    /// Somebody wants to know its past.
+    History(oneshot::Sender<v1::History>),
     /// Somebody wants a worker to leave; the error says who is there.
     Drain(WorkerId, oneshot::Sender<Result<(), String>>),
     /// For the machine.
@@ -66,6 +68,7 @@ pub(crate) struct Facts {
     pub plan: Plan,
     pub store: Store,
     pub keep: std::num::NonZeroUsize,
+    pub checkpoint_every_steps: u64,
     /// Held while a manifest is written and old checkpoints are removed: one removal must not meet another.
     pub storing: tokio::sync::Mutex<()>,
     /// The way to others.
@@ -159,6 +162,10 @@ impl Core {
                 let _ = asker.send(self.current_status());
                 None
             }
+            Inbound::History(asker) => {
+                let _ = asker.send(history(&self.state, &self.progress));
+                None
+            }
             Inbound::Watch(asker) => {
                 // Before it is published: nothing is where nobody watches, and the first who does begins with what is.
                 let watching = self.status.subscribe();
@@ -206,8 +213,7 @@ impl Core {
     }
 
     fn current_status(&self) -> v1::Status {
-        let facts = &self.facts;
-        status(&self.state, &self.progress, &facts.plan, &facts.wire.run, &facts.recipe_identity, self.now())
+        status(&self.state, &self.progress, &self.facts, self.now())
     }
 
     /// Tells whoever watches, if more has changed than the time since members were heard. Never ends the run.

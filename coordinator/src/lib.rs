@@ -4,15 +4,19 @@
 //! workers train by themselves. It never links libtorch and never touches a parameter. Start reading at
 //! [`machine::State::step`], which decides everything; [`Run`] is the IO around it.
 
+mod admission;
 mod clock;
 mod core;
+mod history;
 mod journal;
+pub mod json;
 pub mod machine;
 mod outside;
 mod probe;
 mod serve;
 mod services;
 mod status;
+mod web;
 mod wire;
 
 use polo_recipe::error::RecipeError;
@@ -20,8 +24,9 @@ use polo_store::{Digest, Dishonesty, StoreError, corpus::ManifestError};
 
 pub use self::{
     core::News,
+    history::History,
     journal::JournalError,
-    outside::{Outside, Tcp},
+    outside::{Network, Outside},
     serve::{Opening, Run, StopHandle},
 };
 

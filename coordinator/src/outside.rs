@@ -1,6 +1,7 @@
 //! What the coordinator reaches out to: workers' data-plane addresses, and another coordinator.
 
 use futures::future::{BoxFuture, FutureExt};
+use polo_transport::Client;
 use tonic::transport::{Channel, Endpoint, Error};
 
 use crate::{machine::Alive, probe::probe};
@@ -14,16 +15,19 @@ pub trait Outside: Send + Sync {
     fn connect<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, Result<Channel, Error>>;
 }
 
-/// TCP.
-#[derive(Debug, Clone, Copy)]
-pub struct Tcp;
+/// The real network.
+#[derive(Debug, Clone, Default)]
+pub struct Network {
+    /// How other coordinators are reached.
+    pub client: Client,
+}
 
-impl Outside for Tcp {
+impl Outside for Network {
     fn probe<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Alive> {
         probe(address).boxed()
     }
 
     fn connect<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, Result<Channel, Error>> {
-        endpoint.connect().boxed()
+        self.client.connect(endpoint.clone()).boxed()
     }
 }

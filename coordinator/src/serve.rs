@@ -2,25 +2,33 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroUsize, sync::Arc, time::Duration};
 
+use axum::middleware::from_fn_with_state;
 use polo_proto::v1::{control_server::ControlServer, coordination_server::CoordinationServer};
 use polo_recipe::{
     config::Recipe,
     ids::Step,
     layout::Layout,
     plan::{Plan, PlanNote},
+    utilization::Utilization,
 };
 use polo_store::{Store, checkpoint, corpus::CorpusManifest, run};
+use polo_transport::{Guard, ServerTls, accept};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
     sync::{mpsc, oneshot, watch},
     time::Instant,
 };
-use tokio_stream::{Stream, wrappers::TcpListenerStream};
-use tonic::transport::server::Connected;
+use tokio_stream::Stream;
+use tonic::{service::Routes, transport::server::Connected};
+use tonic_health::{
+    ServingStatus,
+    pb::health_server::{Health, HealthServer},
+};
 
 use crate::{
     CoordinatorError,
+    admission::admit,
     clock::Clock,
     core::{Core, Facts, Inbound, News},
     journal::{self, Fencing, Holder, Journal, JournalError},
@@ -28,8 +36,16 @@ use crate::{
     outside::Outside,
     services::Services,
     status::{Progress, status},
+    web,
     wire::Wire,
 };
+
+/// Requests of one connection at a time.
+const MAX_STREAMS_PER_CONNECTION: u32 = 64;
+/// Of one request.
+const MAX_HEADER_BYTES: u32 = 16 << 10;
+/// Of one message: the largest is a checkpoint's part with the digests of all chunks of a 72B model, of some 3 MB.
+const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
 /// How long open streams may take to end after the run has.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -39,6 +55,7 @@ pub struct Run {
     core: Core,
     inbound: mpsc::Receiver<Inbound>,
     services: Services,
+    guard: Guard,
 }
 
 /// How a run is opened.
@@ -52,6 +69,10 @@ pub struct Opening {
     pub unfenced: bool,
     /// The way to others.
     pub outside: Arc<dyn Outside>,
+    /// Who may use the run.
+    pub guard: Guard,
+    /// Whether connections are encrypted.
+    pub is_encrypted: bool,
 }
 
 /// Asks a run to stop.
@@ -103,17 +124,24 @@ impl Run {
             plan,
             store,
             keep,
+            checkpoint_every_steps: recipe.checkpoint.every_steps,
             storing: Default::default(),
         };
-        let mut run = Self::new(facts, state, journal, news);
+        let mut run = Self::new(facts, state, journal, Progress::new(Utilization::of(recipe)), news, opening.guard);
         first.into_iter().for_each(|action| run.core.act(action));
         Ok(run)
     }
 
-    fn new(facts: Facts, state: State, journal: Journal, news: mpsc::UnboundedSender<News>) -> Self {
+    fn new(
+        facts: Facts,
+        state: State,
+        journal: Journal,
+        progress: Progress,
+        news: mpsc::UnboundedSender<News>,
+        guard: Guard,
+    ) -> Self {
         let (sender, inbound) = mpsc::channel(1024);
-        let progress = Progress::default();
-        let first = status(&state, &progress, &facts.plan, &facts.wire.run, &facts.recipe_identity, 0);
+        let first = status(&state, &progress, &facts, 0);
         let (status, _) = watch::channel(first);
         let facts = Arc::new(facts);
         let services = Services { inbound: sender.clone(), facts: facts.clone() };
@@ -129,7 +157,7 @@ impl Run {
             clock: Clock::start(Instant::now()),
             publish_at: None,
         };
-        Self { core, inbound, services }
+        Self { core, inbound, services, guard }
     }
 
     /// The steps of the whole run, and the step it goes on from.
@@ -153,8 +181,8 @@ impl Run {
     }
 
     /// Serves workers and people until the run has ended.
-    pub async fn serve(self, listener: TcpListener) -> Result<Outcome, CoordinatorError> {
-        self.serve_incoming(TcpListenerStream::new(listener)).await
+    pub async fn serve(self, listener: TcpListener, tls: Option<ServerTls>) -> Result<Outcome, CoordinatorError> {
+        self.serve_incoming(accept(listener, tls)).await
     }
 
     /// As [`Run::serve`], on connections of any kind.
@@ -169,24 +197,21 @@ impl Run {
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<CoordinationServer<Services>>().await;
         health.set_serving::<ControlServer<Services>>().await;
-        let reflection = || {
-            tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(polo_proto::DESCRIPTORS)
-                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        };
+        // By which another coordinator of the same run learns that this one is there.
+        let identity = self.core.facts.recipe_identity.clone();
+        health.set_service_status(&identity, ServingStatus::Serving).await;
         let server = tonic::transport::Server::builder()
             .tcp_nodelay(true)
-            .add_service(CoordinationServer::new(self.services.clone()))
-            .add_service(ControlServer::new(self.services))
-            .add_service(health_service)
-            .add_service(reflection().build_v1()?)
-            // Clients of some years ago know only this name of it.
-            .add_service(reflection().build_v1alpha()?)
+            .accept_http1(true)
+            .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
+            .http2_max_header_list_size(MAX_HEADER_BYTES)
+            .add_routes(routes(self.services, health_service, self.guard)?)
             .serve_with_incoming_shutdown(incoming, async {
                 let _ = shutting_down.await;
             });
         let server = tokio::spawn(server);
         let outcome = self.core.run(self.inbound).await;
+        health.set_service_status(&identity, ServingStatus::NotServing).await;
         // Dropping the core closes every session and status stream after what was said last.
         let journal = self.core.into_journal();
         let _ = shut_down.send(());
@@ -197,6 +222,29 @@ impl Run {
         }
         Ok(outcome)
     }
+}
+
+/// All that is served, each to whom it is for.
+fn routes(
+    services: Services,
+    health: HealthServer<impl Health>,
+    guard: Guard,
+) -> Result<Routes, tonic_reflection::server::Error> {
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(polo_proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let coordination = CoordinationServer::new(services.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let services = Routes::from(web::router(services.clone()))
+        .add_service(coordination)
+        .add_service(ControlServer::new(services))
+        .add_service(health)
+        .add_service(reflection().build_v1()?)
+        // Clients of some years ago know only this name of it.
+        .add_service(reflection().build_v1alpha()?);
+    let guarded = from_fn_with_state(Arc::new(guard), admit);
+    Ok(services.into_axum_router().layer(guarded).into())
 }
 
 /// Makes this coordinator the one that holds the run.
@@ -210,7 +258,7 @@ async fn take_up(store: &Store, recipe: &Recipe, opening: &Opening) -> Result<(J
         (Some(seen), false) => return Err(CoordinatorError::DishonestStore { url: store.url().into(), seen }),
     };
     let past = journal::read(store).await?;
-    let own = Holder::here(opening.address);
+    let own = Holder::here(opening.address, opening.is_encrypted);
     if let Some(holder) = &past.holder
         && journal::is_alive(holder, &recipe.identity(), &own, &*opening.outside).await
     {

@@ -32,7 +32,7 @@ impl Services {
     }
 
     /// Asks the core something that it answers once.
-    async fn ask_core<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Inbound) -> Result<T, Status> {
+    pub(crate) async fn ask_core<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Inbound) -> Result<T, Status> {
         let (answer, answered) = oneshot::channel();
         self.tell_core(question(answer)).await?;
         answered.await.map_err(|_| has_ended())
@@ -95,9 +95,10 @@ async fn first_hello(
     messages: &mut Streaming<v1::SessionRequest>,
 ) -> Result<(WorkerId, Introduction, Standing), Status> {
     match messages.message().await?.and_then(|m| m.message) {
-        Some(session_request::Message::Hello(hello)) => Ok(wire::introduction(hello)),
-        _ => Err(Status::invalid_argument(wire::WireError::NoHello.to_string())),
+        Some(session_request::Message::Hello(hello)) => wire::introduction(hello),
+        _ => Err(wire::WireError::NoHello),
     }
+    .map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
 /// Passes on what a worker says until its stream ends.
@@ -138,6 +139,11 @@ impl v1::control_server::Control for Services {
     ) -> Result<Response<Self::WatchStatusStream>, Status> {
         let statuses = WatchStream::new(self.ask_core(Inbound::Watch).await?);
         Ok(Response::new(Box::pin(statuses.map(|s| Ok(v1::WatchStatusResponse { status: Some(s) })))))
+    }
+
+    async fn get_history(&self, _: Request<v1::GetHistoryRequest>) -> Result<Response<v1::GetHistoryResponse>, Status> {
+        let history = self.ask_core(Inbound::History).await?;
+        Ok(Response::new(v1::GetHistoryResponse { history: Some(history) }))
     }
 
     async fn checkpoint(&self, _: Request<v1::CheckpointRequest>) -> Result<Response<v1::CheckpointResponse>, Status> {

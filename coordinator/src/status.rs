@@ -4,9 +4,12 @@ use polo_proto::v1;
 use polo_recipe::{
     ids::Step,
     plan::{LedgerEntry, Plan, SourceSamples},
+    utilization::Utilization,
 };
 
 use crate::{
+    core::Facts,
+    history::History,
     machine::{Bill, Formation, Hold, Incident, Member, NowMs, Outcome, SourceLoss, Standpoint, State, WorkerId},
     wire,
 };
@@ -17,20 +20,55 @@ pub struct Progress {
     last: Option<v1::StepSummary>,
     /// Smoothed over the last steps, for the ETA.
     mean_step_ms: Option<f64>,
+    utilization: Option<Utilization>,
+    totals: v1::Totals,
+    history: History,
 }
 
 impl Progress {
+    /// Of a run whose steps can, or cannot, be compared with what devices could do.
+    pub fn new(utilization: Option<Utilization>) -> Self {
+        Self { utilization, ..Self::default() }
+    }
+
     /// Takes a worker's report of a completed step; a summary if the step is news.
-    pub fn take(&mut self, report: v1::StepReport, plan: &Plan) -> Option<v1::StepSummary> {
-        if self.last.as_ref().is_some_and(|last| report.step <= last.step) || report.step == 0 {
+    pub fn take(&mut self, mut report: v1::StepReport, plan: &Plan) -> Option<v1::StepSummary> {
+        let newest = self.last.as_ref().map_or(0, |last| last.step);
+        if !(newest + 1..=plan.num_steps()).contains(&report.step) {
             return None;
         }
+        report.sources.retain(|source| plan.sources().contains(&source.source));
         let this_ms = report.step_ms.max(1) as f64;
         let mean_ms = self.mean_step_ms.map_or(this_ms, |mean| 0.9 * mean + 0.1 * this_ms);
         self.mean_step_ms = Some(mean_ms);
-        let summary = summary(report, plan, mean_ms);
+        let mut summary = summary(report, plan, mean_ms);
+        summary.mfu = self.utilization.map(|u| u.share(summary.tokens_per_second, summary.num_workers));
+        self.add(&summary);
         self.last = Some(summary.clone());
         Some(summary)
+    }
+
+    fn add(&mut self, step: &v1::StepSummary) {
+        self.totals.num_steps += 1;
+        self.totals.num_skipped_steps += u64::from(step.skipped);
+        self.totals.sent_bytes += step.sent_bytes;
+        self.totals.received_bytes += step.received_bytes;
+        self.history.add(step);
+    }
+}
+
+/// How the run came to where it is.
+pub fn history(state: &State, progress: &Progress) -> v1::History {
+    let of_step = |(step, sources): (Step, &'_ [SourceLoss])| {
+        let of_source = |loss: &SourceLoss| v1::SourceEvaluation {
+            source: loss.source.clone(),
+            evaluation: Some(evaluation((step, loss))),
+        };
+        sources.iter().map(of_source).collect::<Vec<_>>()
+    };
+    v1::History {
+        steps: progress.history.steps().to_vec(),
+        evaluations: state.validations().evaluations().flat_map(of_step).collect(),
     }
 }
 
@@ -53,24 +91,19 @@ fn summary(report: v1::StepReport, plan: &Plan, mean_ms: f64) -> v1::StepSummary
         received_bytes: report.received_bytes,
         skipped: report.skipped,
         sources: report.sources,
+        mfu: None,
         samples: plan.step_sources(before).into_iter().map(source_samples).collect(),
     }
 }
 
-/// The status now. `run` and `recipe_identity` name the run.
-pub fn status(
-    state: &State,
-    progress: &Progress,
-    plan: &Plan,
-    run: &str,
-    recipe_identity: &str,
-    now: NowMs,
-) -> v1::Status {
+/// The status now.
+pub fn status(state: &State, progress: &Progress, facts: &Facts, now: NowMs) -> v1::Status {
+    let plan = &facts.plan;
     let step = state.newest_step();
     let (state_digest, error) = ending(state.outcome());
     v1::Status {
-        run: run.into(),
-        recipe_identity: recipe_identity.into(),
+        run: facts.wire.run.clone(),
+        recipe_identity: facts.recipe_identity.clone(),
         phase: phase(state).into(),
         waiting_for: waiting_for(state, now),
         generation: state.generation().0,
@@ -87,6 +120,8 @@ pub fn status(
         validation: state.validations().standpoints().into_iter().map(source_validation).collect(),
         num_alarms: state.validations().num_alarms() as u32,
         ledger: plan.ledger(step).into_iter().map(ledger_entry).collect(),
+        totals: Some(progress.totals),
+        checkpoint_every_steps: facts.checkpoint_every_steps,
     }
 }
 

@@ -12,6 +12,11 @@ use crate::machine::{
     WorkerId,
 };
 
+/// Of what names a worker, its host or its address: as long as a DNS name with a port may be.
+const MAX_NAME_BYTES: usize = 260;
+/// Of what a worker tells people.
+const MAX_WORDS_BYTES: usize = 4096;
+
 /// A message that makes no sense.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
@@ -24,6 +29,16 @@ pub enum WireError {
     /// A second hello.
     #[error("a second hello in one session")]
     SecondHello,
+    /// A name that cannot be shown or kept.
+    #[error("{field} has {num_bytes} bytes or control characters; {most} bytes of plain text are the most")]
+    BadName {
+        /// The field.
+        field: &'static str,
+        /// Its length.
+        num_bytes: usize,
+        /// The greatest length.
+        most: usize,
+    },
     /// A digest of the wrong length.
     #[error("the digest of chunk {chunk} has {num_bytes} bytes, 32 are needed")]
     BadDigest {
@@ -35,18 +50,30 @@ pub enum WireError {
 }
 
 /// What a hello says.
-pub fn introduction(hello: v1::Hello) -> (WorkerId, Introduction, Standing) {
+pub fn introduction(hello: v1::Hello) -> Result<(WorkerId, Introduction, Standing), WireError> {
     let standing =
         Standing { generation: Generation(hello.generation), step: hello.step.map(Step), is_leaving: hello.leaving };
     let introduction = Introduction {
         incarnation: hello.incarnation,
-        recipe_identity: hello.recipe_identity,
-        corpus_digest: hello.corpus_digest,
-        data_address: hello.data_address,
-        host: hello.host,
+        recipe_identity: name("recipe_identity", hello.recipe_identity)?,
+        corpus_digest: name("corpus_digest", hello.corpus_digest)?,
+        data_address: name("data_address", hello.data_address)?,
+        host: name("host", hello.host)?,
         pid: hello.pid,
     };
-    (WorkerId(hello.worker_id), introduction, standing)
+    Ok((WorkerId(name("worker_id", hello.worker_id)?), introduction, standing))
+}
+
+/// A name as it may be kept, and shown in terminals.
+fn name(field: &'static str, text: String) -> Result<String, WireError> {
+    let is_fit = text.len() <= MAX_NAME_BYTES && !text.chars().any(char::is_control);
+    if is_fit { Ok(text) } else { Err(WireError::BadName { field, num_bytes: text.len(), most: MAX_NAME_BYTES }) }
+}
+
+/// Words for people, without what would steer their terminals, and no more of them than anybody reads.
+fn words(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(MAX_WORDS_BYTES));
+    text.replace(char::is_control, " ")
 }
 
 /// What a message after the hello says.
@@ -54,7 +81,7 @@ pub fn said(message: v1::SessionRequest) -> Result<Said, WireError> {
     use session_request::Message;
     Ok(match message.message.ok_or(WireError::Empty)? {
         Message::Hello(_) => return Err(WireError::SecondHello),
-        Message::Heartbeat(m) => Said::Heartbeat { step: Step(m.step), phase: m.phase, phase_ms: m.phase_ms },
+        Message::Heartbeat(m) => Said::Heartbeat { step: Step(m.step), phase: words(m.phase), phase_ms: m.phase_ms },
         Message::Step(m) => Said::StepDone(StepDone {
             generation: Generation(m.generation),
             step: Step(m.step),
@@ -67,13 +94,15 @@ pub fn said(message: v1::SessionRequest) -> Result<Said, WireError> {
         Message::PlaneLost(m) => Said::PlaneLost {
             generation: Generation(m.generation),
             suspects: ranks(m.suspects),
-            reason: m.reason,
+            reason: words(m.reason),
             timed_out: m.timed_out,
         },
         Message::CheckpointPart(m) => Said::CheckpointPart(part(m)?),
-        Message::CheckpointDamaged(m) => {
-            Said::CheckpointDamaged { generation: Generation(m.generation), step: Step(m.step), problem: m.problem }
-        }
+        Message::CheckpointDamaged(m) => Said::CheckpointDamaged {
+            generation: Generation(m.generation),
+            step: Step(m.step),
+            problem: words(m.problem),
+        },
         Message::Finished(m) => Said::Finished { generation: Generation(m.generation), step: Step(m.step) },
         Message::CopiesDiffer(m) => Said::CopiesDiffer {
             generation: Generation(m.generation),
@@ -89,7 +118,7 @@ pub fn said(message: v1::SessionRequest) -> Result<Said, WireError> {
             suspects: ranks(m.suspects),
         },
         Message::Validated(m) => Said::Validated(evaluation(m)),
-        Message::Failed(m) => Said::Failed { reason: m.reason, ends_run: m.ends_run },
+        Message::Failed(m) => Said::Failed { reason: words(m.reason), ends_run: m.ends_run },
     })
 }
 
@@ -210,5 +239,33 @@ impl EncodedRoster {
             self.peers = peers;
         }
         self.encoded.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hello(worker_id: &str) -> v1::Hello {
+        v1::Hello { worker_id: worker_id.into(), host: "node".into(), ..Default::default() }
+    }
+
+    #[test]
+    fn names_that_cannot_be_shown_are_refused() {
+        assert!(introduction(hello("w0")).is_ok());
+        assert!(introduction(hello(&"w".repeat(MAX_NAME_BYTES))).is_ok());
+        for bad in ["w".repeat(MAX_NAME_BYTES + 1), "w\u{1b}[2J".into(), "a\nb".into()] {
+            let refused = introduction(hello(&bad)).map(drop);
+            assert!(matches!(refused, Err(WireError::BadName { field: "worker_id", .. })), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn words_lose_what_steers_terminals_and_what_nobody_reads() {
+        let failed = v1::WorkerFailed { reason: format!("no\u{7}\n{}", "é".repeat(3000)), ends_run: false };
+        let message = v1::SessionRequest { message: Some(session_request::Message::Failed(failed)) };
+        let Ok(Said::Failed { reason, .. }) = said(message) else { panic!("it says that it failed") };
+        assert!(reason.starts_with("no  éé") && reason.ends_with('é'), "{reason}");
+        assert!(reason.len() <= MAX_WORDS_BYTES && reason.len() > MAX_WORDS_BYTES - 2);
     }
 }

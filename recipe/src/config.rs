@@ -69,6 +69,10 @@ pub struct Run {
     // Left out where it is the default, as in the identity.
     #[serde(default, skip_serializing_if = "Device::is_default")]
     pub device: Device,
+    /// What a worker's device can do at most in the model's `compute_dtype`, in TFLOP/s without sparsity (989 for an H100 in
+    /// bfloat16), so that the model FLOPs utilization (MFU) can be shown. Default: it is not shown. Not part of the identity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_peak_tflops: Option<f64>,
 }
 
 /// What workers compute on. Part of the identity: another processor gives other bits.

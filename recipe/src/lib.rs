@@ -21,3 +21,4 @@ pub mod slots;
 #[cfg(test)]
 mod testing;
 pub mod tokens;
+pub mod utilization;

@@ -17,6 +17,7 @@ use polo_coordinator::{
 use polo_proto::v1;
 use polo_recipe::{config::Recipe, layout::Layout, plan::Plan};
 use polo_store::Store;
+use polo_transport::{Client, Guard};
 use polo_worker::{
     agent::Agent,
     checkpointer::Checkpointer,
@@ -93,7 +94,14 @@ pub async fn coordinator(shared: Rc<Shared>) -> turmoil::Result {
     let listener = TcpListener::bind(any(COORDINATOR_PORT)).await?;
     let run = loop {
         let outside = Arc::new(SimOutside);
-        let opening = Opening { expected_workers, address, unfenced: false, outside };
+        let opening = Opening {
+            expected_workers,
+            address,
+            unfenced: false,
+            outside,
+            guard: Guard::default(),
+            is_encrypted: false,
+        };
         match Run::open(&recipe, opening, sender.clone()).await {
             Ok(run) => break run,
             Err(error) => shared.note(format!("the run cannot be opened: {error}")),
@@ -157,6 +165,7 @@ async fn one_worker(shared: &Shared, number: usize, network: &SimNetwork) -> End
             ..Default::default()
         },
         coordinator,
+        client: Client::default(),
         connect: connect(),
         connect_timeout: Duration::from_secs(shared.recipe.workers.connect_timeout_s),
         desk: desk.clone(),

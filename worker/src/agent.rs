@@ -10,6 +10,7 @@ use polo_proto::v1::{
     session_response::Message as Down,
 };
 use polo_recipe::ids::Generation;
+use polo_transport::Client;
 use prost::Message as _;
 use tokio::{
     sync::mpsc::{self, UnboundedReceiver},
@@ -35,8 +36,10 @@ const FAREWELL: Duration = Duration::from_millis(500);
 pub struct Agent {
     /// Who this worker is.
     pub hello: v1::Hello,
-    /// `http://host:port`.
+    /// `http://host:port` or `https://host:port`.
     pub coordinator: String,
+    /// What is shown there.
+    pub client: Client,
     /// Makes connections.
     pub connect: Connect,
     /// Within which a connection has to be made.
@@ -54,9 +57,12 @@ pub struct Agent {
 /// How to reach a gRPC server; the simulation brings its own.
 pub type Connect = Box<dyn Fn(Endpoint) -> BoxFuture<'static, Result<Channel, tonic::transport::Error>> + Send + Sync>;
 
-/// Over TCP.
-pub fn over_tcp() -> Connect {
-    Box::new(|endpoint| async move { endpoint.connect().await }.boxed())
+/// Over the real network.
+pub fn over_network(client: Client) -> Connect {
+    Box::new(move |endpoint| {
+        let client = client.clone();
+        async move { client.connect(endpoint).await }.boxed()
+    })
 }
 
 /// How one session went.
@@ -128,7 +134,7 @@ impl Agent {
     }
 
     async fn attach(&mut self) -> Result<Stream, String> {
-        let endpoint = Endpoint::from_shared(self.coordinator.clone()).map_err(|e| words(&e))?;
+        let (endpoint, credentials) = self.client.prepare(&self.coordinator).map_err(|e| words(&e))?;
         let endpoint = endpoint.connect_timeout(self.connect_timeout).tcp_nodelay(true);
         // A coordinator that falls silent without closing the connection must not be waited for without end.
         let endpoint =
@@ -142,7 +148,7 @@ impl Agent {
         for message in first {
             let _ = up.try_send(SessionRequest { message: Some(message) });
         }
-        let mut client = CoordinationClient::new(channel);
+        let mut client = CoordinationClient::with_interceptor(channel, credentials);
         let opening = client.session(ReceiverStream::new(requests));
         let opened = timeout(self.connect_timeout, opening).await;
         let response = opened.map_err(|_| format!("no answer within {} s", self.connect_timeout.as_secs()))?;

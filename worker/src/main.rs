@@ -11,8 +11,9 @@ use polo_recipe::{
     layout::{CHUNK_PARAMS, Layout},
 };
 use polo_store::{Cache, CacheError, Store, StoreError, recipe_file};
+use polo_transport::{Client, ClientArgs, TransportError};
 use polo_worker::{
-    agent::{Agent, over_tcp},
+    agent::{Agent, over_network},
     checkpointer::Checkpointer,
     corpus::{Corpus, CorpusError},
     desk::Desk,
@@ -82,6 +83,8 @@ struct Args {
     /// Ends when standard input is closed: ties the worker to the process that started it.
     #[arg(long)]
     while_stdin_open: bool,
+    #[command(flatten)]
+    protection: ClientArgs,
 }
 
 fn default_cache() -> PathBuf {
@@ -110,6 +113,8 @@ enum WorkerError {
     Nccl(#[from] NcclError),
     #[error(transparent)]
     Stream(#[from] StreamError),
+    #[error(transparent)]
+    Transport(#[from] TransportError),
     #[error("cannot listen on {address} for other workers: {source}; choose another --listen")]
     Listen { address: SocketAddr, source: std::io::Error },
     #[error("cannot write a trace to {}: {source}; choose another --trace", path.display())]
@@ -205,6 +210,9 @@ async fn work(args: Args, recipe: Recipe, corpus: Arc<Corpus>, terminations: Sig
     let (to_outbox, outbox) = mpsc::unbounded_channel();
     let coordinator_timeout = Duration::from_secs(recipe.workers.coordinator_timeout_s);
     let coordinator = with_scheme(&args.coordinator);
+    let client = Client::new(args.protection.clone());
+    // What is wrong with the files of certificates and tokens is said now, not as a coordinator that cannot be reached.
+    client.prepare(&coordinator)?;
     let drain_timeout = Duration::from_secs(recipe.workers.drain_timeout_s);
     let session = Session::new(coordinator.clone(), coordinator_timeout, 0).with_drain_timeout(drain_timeout);
     let desk = Arc::new(Desk::new(session, to_agent, to_outbox));
@@ -212,7 +220,8 @@ async fn work(args: Args, recipe: Recipe, corpus: Arc<Corpus>, terminations: Sig
     let agent = Agent {
         hello: hello(&args, &recipe, &corpus, &listener),
         coordinator,
-        connect: over_tcp(),
+        connect: over_network(client.clone()),
+        client,
         connect_timeout: Duration::from_secs(recipe.workers.connect_timeout_s),
         desk: desk.clone(),
         effects,

@@ -156,7 +156,7 @@ type Announced = Arc<Mutex<Vec<(u64, Generation)>>>;
 /// Takes up the run and forms generations until it is superseded.
 async fn coordinate(store: Store, coordinator: u64, announced: Announced) {
     let past = read(&store).await.expect("readable");
-    let holder = Holder { coordinator, ..Holder::here(([127, 0, 0, 1], 7070).into()) };
+    let holder = Holder { coordinator, ..Holder::here(([127, 0, 0, 1], 7070).into(), false) };
     let mut newest = past.restored.generation;
     let Ok(journal) = Journal::take_up(store, &past, holder, Fencing::CreateOnly).await else { return };
     for _ in 0..NUM_GENERATIONS {

@@ -6,10 +6,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use polo_proto::v1::{GetStatusRequest, RunPhase, control_client::ControlClient};
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 use tonic::transport::Endpoint;
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 use crate::outside::Outside;
 
@@ -27,13 +27,16 @@ pub struct Holder {
     pub pid: u32,
     /// Where it listens.
     pub address: String,
+    /// Whether it speaks TLS there.
+    #[serde(default)]
+    pub is_encrypted: bool,
     /// When it took up the run, in milliseconds since 1970.
     pub since_unix_ms: u64,
 }
 
 impl Holder {
     /// This process, listening at `address`; one that listens on every interface is sought by its host's name.
-    pub fn here(address: SocketAddr) -> Self {
+    pub fn here(address: SocketAddr, is_encrypted: bool) -> Self {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let is_everywhere = address.ip().is_unspecified();
@@ -41,6 +44,7 @@ impl Holder {
             coordinator: rand::random(),
             address: if is_everywhere { format!("{host}:{}", address.port()) } else { address.to_string() },
             host,
+            is_encrypted,
             pid: std::process::id(),
             since_unix_ms: since.as_millis() as u64,
         }
@@ -57,22 +61,22 @@ impl fmt::Display for Holder {
 }
 
 /// Whether the coordinator at the holder's address serves the run of this identity. Whoever listens there in its place
-/// knows that it does not.
+/// knows that it does not. This is asked of the health service, which answers everybody.
 pub async fn is_alive(holder: &Holder, recipe_identity: &str, own: &Holder, outside: &dyn Outside) -> bool {
     if (&holder.host, &holder.address) == (&own.host, &own.address) {
         return false;
     }
-    matches!(timeout(PATIENCE, serves(&holder.address, recipe_identity, outside)).await, Ok(Ok(true)))
+    matches!(timeout(PATIENCE, serves(holder, recipe_identity, outside)).await, Ok(Ok(true)))
 }
 
 async fn serves(
-    address: &str,
+    holder: &Holder,
     recipe_identity: &str,
     outside: &dyn Outside,
 ) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
-    let mut client = ControlClient::new(outside.connect(&endpoint).await?);
-    let status = client.get_status(GetStatusRequest {}).await?.into_inner().status.unwrap_or_default();
-    let has_ended = matches!(status.phase(), RunPhase::Completed | RunPhase::Stopped | RunPhase::Failed);
-    Ok(status.recipe_identity == recipe_identity && !has_ended)
+    let scheme = if holder.is_encrypted { "https" } else { "http" };
+    let endpoint = Endpoint::from_shared(format!("{scheme}://{}", holder.address))?;
+    let mut client = HealthClient::new(outside.connect(&endpoint).await?);
+    let health = client.check(HealthCheckRequest { service: recipe_identity.into() }).await?.into_inner();
+    Ok(health.status() == ServingStatus::Serving)
 }

@@ -8,7 +8,7 @@ fn store(name: &str) -> Store {
 }
 
 fn holder() -> Holder {
-    Holder::here(([127, 0, 0, 1], 7070).into())
+    Holder::here(([127, 0, 0, 1], 7070).into(), false)
 }
 
 async fn take_up(store: &Store) -> Result<Journal, JournalError> {
@@ -134,7 +134,7 @@ async fn without_a_fence_a_number_that_is_taken_still_counts() {
 
 #[test]
 fn a_holder_that_listens_everywhere_is_sought_on_its_host() {
-    let here = Holder::here(([0, 0, 0, 0], 7070).into());
+    let here = Holder::here(([0, 0, 0, 0], 7070).into(), false);
     assert_eq!(here.address, format!("{}:7070", here.host));
-    assert_eq!(Holder::here(([10, 0, 0, 1], 7070).into()).address, "10.0.0.1:7070");
+    assert_eq!(Holder::here(([10, 0, 0, 1], 7070).into(), false).address, "10.0.0.1:7070");
 }

@@ -126,6 +126,11 @@ impl Validations {
         self.num_alarms
     }
 
+    /// The losses of all evaluated states, by step.
+    pub fn evaluations(&self) -> impl Iterator<Item = (Step, &[SourceLoss])> {
+        self.by_step.iter().map(|(step, sources)| (*step, sources.as_slice()))
+    }
+
     /// Where each source of the newest evaluation stands, in its order.
     pub fn standpoints(&self) -> Vec<Standpoint<'_>> {
         self.by_step.keys().next_back().map(|newest| self.standpoints_at(*newest)).unwrap_or_default()

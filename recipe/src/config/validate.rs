@@ -70,6 +70,7 @@ impl Recipe {
             format!("is {name:?}; it has to be made of letters, digits, `-`, `_` and `.`")
         })?;
         above_zero("run.threads", self.run.threads as u64)?;
+        self.run.device_peak_tflops.map_or(Ok(()), |peak| positive("run.device_peak_tflops", peak))?;
         let is_summed_by_nccl = self.run.reduction == Reduction::Nccl;
         check(!is_summed_by_nccl || self.run.device == Device::Cuda, "run.reduction", || {
             "is `nccl`, which sums on GPUs only; set `run.device` to `cuda`, or this to `exact`".into()

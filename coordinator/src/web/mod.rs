@@ -1,0 +1,93 @@
+//! What a browser and Prometheus get, from the port that speaks gRPC as well: the page, the run's state as JSON, once or as
+//! it changes, and metrics. Nothing here changes the run.
+
+mod metrics;
+
+use std::{convert::Infallible, time::Duration};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{HeaderValue, StatusCode, header},
+    response::{
+        IntoResponse, Response,
+        sse::{Event, KeepAlive, Sse},
+    },
+    routing::get,
+};
+use futures::{Stream, StreamExt};
+use tokio_stream::wrappers::WatchStream;
+
+use crate::{core::Inbound, json, services::Services};
+
+const PAGE: &str = include_str!("../../page/index.html");
+/// The page has this where its style and script are named to the browser as its own.
+const NONCE: &str = "{nonce}";
+/// Between two states of a run that a page is sent; of those between it gets the newest.
+const EVENT_INTERVAL: Duration = Duration::from_millis(250);
+
+/// The routes of all that is here.
+pub fn router(services: Services) -> Router {
+    Router::new()
+        .route("/", get(page))
+        .route("/api/status", get(status))
+        .route("/api/history", get(history))
+        .route("/api/events", get(events))
+        .route("/metrics", get(metrics))
+        .with_state(services)
+}
+
+/// The core does not answer.
+struct Unanswered(tonic::Status);
+
+impl IntoResponse for Unanswered {
+    fn into_response(self) -> Response {
+        (StatusCode::SERVICE_UNAVAILABLE, self.0.message().to_owned()).into_response()
+    }
+}
+
+type Answer<T> = Result<T, Unanswered>;
+
+/// The page runs no script but its own, and loads nothing from elsewhere.
+async fn page() -> impl IntoResponse {
+    let nonce = format!("{:032x}", rand::random::<u128>());
+    let policy = format!(
+        "default-src 'none'; connect-src 'self'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; img-src data:; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    );
+    let headers = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8".to_owned()),
+        (header::CONTENT_SECURITY_POLICY, policy),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
+        (header::REFERRER_POLICY, "no-referrer".to_owned()),
+        (header::CACHE_CONTROL, "no-store".to_owned()),
+    ];
+    (headers, PAGE.replace(NONCE, &nonce))
+}
+
+async fn status(State(services): State<Services>) -> Answer<impl IntoResponse> {
+    let status = services.ask_core(Inbound::Status).await.map_err(Unanswered)?;
+    Ok(as_json(&json::status(&status)))
+}
+
+async fn history(State(services): State<Services>) -> Answer<impl IntoResponse> {
+    let history = services.ask_core(Inbound::History).await.map_err(Unanswered)?;
+    Ok(as_json(&json::history(&history)))
+}
+
+async fn events(State(services): State<Services>) -> Answer<Sse<impl Stream<Item = Result<Event, Infallible>>>> {
+    let statuses = WatchStream::new(services.ask_core(Inbound::Watch).await.map_err(Unanswered)?);
+    let statuses = tokio_stream::StreamExt::throttle(statuses, EVENT_INTERVAL);
+    let events = statuses.map(|status| Ok(Event::default().data(json::status(&status).to_string())));
+    Ok(Sse::new(events).keep_alive(KeepAlive::default()))
+}
+
+async fn metrics(State(services): State<Services>) -> Answer<impl IntoResponse> {
+    let status = services.ask_core(Inbound::Status).await.map_err(Unanswered)?;
+    let text = metrics::text(&status).map_err(|error| Unanswered(tonic::Status::internal(error.to_string())))?;
+    Ok(([(header::CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE))], text))
+}
+
+fn as_json(value: &serde_json::Value) -> impl IntoResponse + use<> {
+    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], value.to_string())
+}

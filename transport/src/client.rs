@@ -1,0 +1,136 @@
+//! Connections to a coordinator, encrypted if its address says so.
+
+use std::{io, sync::Arc};
+
+use hyper_util::rt::TokioIo;
+use rustls::{ClientConfig, pki_types::ServerName};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+use tokio_rustls::TlsConnector;
+use tonic::{
+    Request, Status,
+    metadata::{Ascii, MetadataValue},
+    service::Interceptor,
+    transport::{Channel, Endpoint, Error, Uri},
+};
+use tower::service_fn;
+
+use crate::{
+    ClientArgs, TransportError,
+    certificates::{Identity, authorities, native_authorities, provider},
+    token,
+};
+
+/// How this process makes connections.
+#[derive(Debug, Clone, Default)]
+pub struct Client {
+    args: ClientArgs,
+}
+
+/// What is shown with every request.
+#[derive(Debug, Clone, Default)]
+pub struct Credentials(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Credentials {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(authorization) = &self.0 {
+            request.metadata_mut().insert("authorization", authorization.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// Either kind of stream.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+impl Client {
+    /// As the options say.
+    pub fn new(args: ClientArgs) -> Self {
+        Self { args }
+    }
+
+    /// Where `url` leads (`http://` is added if it has no scheme), and what to show there. Files are read now.
+    pub fn prepare(&self, url: &str) -> Result<(Endpoint, Credentials), TransportError> {
+        let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
+        let bad = |problem: String| TransportError::Address { url: url.clone(), problem };
+        let uri: Uri = url.parse().map_err(|e: tonic::codegen::http::uri::InvalidUri| bad(e.to_string()))?;
+        let scheme = uri.scheme_str().unwrap_or_default();
+        if !["http", "https"].contains(&scheme) {
+            return Err(bad(format!("nothing is known of {scheme}://")));
+        }
+        let host = uri.host().ok_or_else(|| bad("there is no host".into()))?;
+        let is_readable_by_others = scheme == "http" && !is_this_machine(host);
+        if is_readable_by_others && self.args.token_file.is_some() && !self.args.insecure {
+            return Err(TransportError::ExposedToken { url });
+        }
+        // Its files are looked at now, so that what is wrong with them is an error of its own, not of the connection.
+        let tls = (scheme == "https").then(|| self.tls()).transpose()?;
+        drop(tls);
+        Ok((Endpoint::from(uri), self.credentials()?))
+    }
+
+    /// Connects to where an endpoint of [`Client::prepare`] leads.
+    pub async fn connect(&self, endpoint: Endpoint) -> Result<Channel, Error> {
+        let client = self.clone();
+        let connector = service_fn(move |uri: Uri| {
+            let client = client.clone();
+            async move { client.dial(uri).await.map(TokioIo::new) }
+        });
+        endpoint.connect_with_connector(connector).await
+    }
+
+    async fn dial(&self, uri: Uri) -> io::Result<Box<dyn Stream>> {
+        let is_encrypted = uri.scheme_str() == Some("https");
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let port = uri.port_u16().unwrap_or(if is_encrypted { 443 } else { 80 });
+        let stream = TcpStream::connect((host.as_str(), port)).await?;
+        stream.set_nodelay(true)?;
+        if !is_encrypted {
+            return Ok(Box::new(stream));
+        }
+        let name = ServerName::try_from(host).map_err(io::Error::other)?;
+        let config = self.tls().map_err(io::Error::other)?;
+        Ok(Box::new(TlsConnector::from(config).connect(name, stream).await?))
+    }
+
+    fn tls(&self) -> Result<Arc<ClientConfig>, TransportError> {
+        let roots = self.args.ca.as_deref().map(authorities).transpose()?.unwrap_or_else(native_authorities);
+        let shown = self.args.cert.clone().or(self.args.ca.clone()).unwrap_or_default();
+        let failed = |e: rustls::Error| TransportError::Tls { path: shown, problem: e.to_string() };
+        let builder = ClientConfig::builder_with_provider(provider());
+        let builder = builder.with_safe_default_protocol_versions();
+        let mut config = match (&self.args.cert, &self.args.key) {
+            (Some(cert), Some(key)) => {
+                let Identity { chain, key } = Identity::read(cert, key)?;
+                let with_key = |b: rustls::ConfigBuilder<ClientConfig, _>| {
+                    b.with_root_certificates(roots).with_client_auth_cert(chain, key)
+                };
+                builder.and_then(with_key).map_err(failed)?
+            }
+            _ => builder.map_err(failed)?.with_root_certificates(roots).with_no_client_auth(),
+        };
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Arc::new(config))
+    }
+
+    fn credentials(&self) -> Result<Credentials, TransportError> {
+        let Some(path) = &self.args.token_file else { return Ok(Credentials::default()) };
+        let shown = format!("Bearer {}", token::read(path)?).parse::<MetadataValue<Ascii>>();
+        let mut shown = shown.map_err(|e| TransportError::Pem {
+            path: path.clone(),
+            problem: e.to_string(),
+            needed: "a token of plain characters",
+        })?;
+        shown.set_sensitive(true);
+        Ok(Credentials(Some(shown)))
+    }
+}
+
+fn is_this_machine(host: &str) -> bool {
+    let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+}
