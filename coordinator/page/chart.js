@@ -131,7 +131,7 @@ class Chart {
       this.draw("line", { class: "grid", x1: left, x2: end, y1: y(level), y2: y(level) });
       this.draw("text", { x: left - 8, y: y(level) + 4, "text-anchor": "end" }, labels[i]);
     });
-    const marks = multiples(pace(last - first, Math.max(2, Math.floor(width / 110))), first, last).filter(Number.isInteger);
+    const marks = multiples(pace(last - first, Math.max(2, Math.floor(width / 85))), first, last).filter(Number.isInteger);
     for (const step of marks) this.draw("text", { x: x(step), y: base + 18, "text-anchor": "middle" }, compact(step));
     this.draw("text", { x: left - 8, y: base + 18, "text-anchor": "end" }, "step");
   }

@@ -101,7 +101,7 @@ function draw() {
   drawFigures();
   drawCharts();
   drawSources(sources);
-  tables.workers.show([...status.members].sort((a, b) => (a.rank ?? Infinity) - (b.rank ?? Infinity)), WORKER_COLUMNS);
+  tables.workers.show(sortedMembers(), WORKER_COLUMNS);
   tables.incidents.show([...status.incidents].reverse(), INCIDENT_COLUMNS);
 }
 
@@ -235,10 +235,10 @@ const SOURCE_COLUMNS = [
 ];
 const HELD_OUT_COLUMNS = [
   { head: "Held-out loss", isNumber: true, text: ({ heldOut }) => standing(heldOut?.last, "loss") },
-  { head: "at the start", isNumber: true, text: ({ heldOut }) => standing(heldOut?.baseline, "loss") },
+  { head: "Loss at start", isNumber: true, text: ({ heldOut }) => standing(heldOut?.baseline, "loss") },
   { head: "Change", isNumber: true, tone: ({ heldOut }) => (heldOut?.worse ? "bad" : ""), text: ({ heldOut }) => (change(heldOut) === undefined ? "–" : signed(percent(change(heldOut)))) },
-  { head: "Bits per byte", isNumber: true, text: ({ heldOut }) => standing(heldOut?.last, "bits_per_byte") },
-  { head: "at the start", isNumber: true, text: ({ heldOut }) => standing(heldOut?.baseline, "bits_per_byte") },
+  { head: "Bits/byte", isNumber: true, text: ({ heldOut }) => standing(heldOut?.last, "bits_per_byte") },
+  { head: "Bits/byte at start", isNumber: true, text: ({ heldOut }) => standing(heldOut?.baseline, "bits_per_byte") },
   { head: "Watch", tone: ({ heldOut }) => (heldOut?.worse ? "bad" : heldOut?.watched ? "good" : ""), text: ({ heldOut }) => watch(heldOut) },
 ];
 
@@ -264,6 +264,13 @@ const WORKER_COLUMNS = [
   { head: "Host", isName: true, text: ({ host }) => host },
   { head: "Process", isNumber: true, text: ({ pid }) => String(pid) },
 ];
+
+/** By rank; where not all are shown, those that need looking at come first. */
+function sortedMembers() {
+  const isFirst = (member) => status.members.length > FIRST_ROWS && (member.slowdown || member.leaving);
+  const place = (member) => (isFirst(member) ? -1e9 : 0) + (member.rank ?? 1e8);
+  return [...status.members].sort((a, b) => place(a) - place(b));
+}
 
 const ms = (value) => (typeof value === "number" ? `${number(value)} ms` : "–");
 const paid = ({ bill }) => PARTS.map(([, key]) => bill?.[key]);

@@ -1,5 +1,6 @@
 """Chromium without a window, driven by Selenium, and what the tests ask of any page in it."""
 
+import base64
 import contextlib
 import json
 import pathlib
@@ -26,8 +27,8 @@ const drawn = (text) => {
   pen.fillText(text, 6, 34);
   return pen.getImageData(0, 0, 48, 48).data.join();
 };
-const without = new Set([drawn(" "), drawn("\u0378"), drawn("\u{2FFFF}")]);
-const letters = new Set(arguments[0].filter((text) => /^[\p{L}\p{N}]$/u.test(text)));
+const without = new Set([drawn(" "), drawn("\u0378"), drawn("\uE000")]);
+const letters = new Set(arguments[0].filter((text) => !/[\p{M}\p{Z}\p{Cc}\p{Cf}]/u.test(text)));
 return [...letters].filter((letter) => without.has(drawn(letter)));
 """
 
@@ -61,7 +62,6 @@ def look(driver, scheme="light", width=1280, height=900, motion="no-preference")
 
 def picture(driver, path):
     """The whole page, also what is below the screen."""
-    import base64
     shot = driver.execute_cdp_cmd("Page.captureScreenshot", {"format": "png", "captureBeyondViewport": True})
     pathlib.Path(path).write_bytes(base64.b64decode(shot["data"]))
 
@@ -95,3 +95,13 @@ def foreign(driver, url):
     home = urllib.parse.urlsplit(url).netloc
     is_elsewhere = lambda to: urllib.parse.urlsplit(to).scheme != "data" and urllib.parse.urlsplit(to).netloc != home
     return [to for to in requested(driver) if is_elsewhere(to)]
+
+
+def pictures(driver, path):
+    """The page in light, in dark and on a phone: FILE.png, FILE-dark.png, FILE-phone.png."""
+    stem = pathlib.Path(path).with_suffix("")
+    for suffix, scheme, width in [("", "light", 1280), ("-dark", "dark", 1280), ("-phone", "light", 360)]:
+        look(driver, scheme, width)
+        driver.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+        picture(driver, f"{stem}{suffix}.png")
+    look(driver)

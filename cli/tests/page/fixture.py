@@ -3,6 +3,7 @@
 
 import argparse
 import base64
+import contextlib
 import hashlib
 import http.server
 import json
@@ -78,19 +79,30 @@ class Run:
         self.streams, self.lock = [], threading.Lock()
 
     def __enter__(self):
-        class Server(http.server.ThreadingHTTPServer):
-            daemon_threads = True
-        self.server = Server(("127.0.0.1", self.port), Handler)
+        self.open()
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def open(self):
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
         self.server.run = self
         self.port = self.server.server_port
         self.url = f"http://127.0.0.1:{self.port}/"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        return self
 
-    def __exit__(self, *_):
+    def close(self):
         self.drop()
         self.server.shutdown()
         self.server.server_close()
+
+    @contextlib.contextmanager
+    def closed(self):
+        """While the coordinator is away."""
+        self.close()
+        yield
+        self.open()
 
     def subscribe(self):
         states = queue.Queue()
