@@ -160,11 +160,16 @@ class Chart {
 
   /** The lines' numbers at their ends, pushed apart where they would overlap. */
   drawTags() {
-    const { y, end, base } = this.scale;
+    const { y, end } = this.scale;
     const tags = this.lines.map(({ slot, points }) => ({ slot, at: y(points.at(-1)[1]) + 4 })).filter(({ at }) => Number.isFinite(at));
     tags.sort((a, b) => a.at - b.at);
-    tags.forEach((tag, i) => (tag.at = Math.max(tag.at, (tags[i - 1]?.at ?? 0) + 12)));
-    tags.reverse().forEach((tag, i) => (tag.at = Math.min(tag.at, (tags[i - 1]?.at ?? base + 16) - 12)));
+    for (let round = 0; round < 20; round++) {
+      for (const [i, above] of tags.slice(0, -1).entries()) {
+        const overlap = Math.max(0, above.at + 12 - tags[i + 1].at);
+        above.at -= overlap / 2;
+        tags[i + 1].at += overlap / 2;
+      }
+    }
     for (const { slot, at } of tags) this.draw("text", { class: `tag s${slot}`, x: end + 8, y: at }, slot);
   }
 

@@ -121,9 +121,9 @@ function drawHead() {
   find("bar").value = share;
 }
 
-/** A list of terms: `[term, text, note]`; those without a text are left out. */
+/** A list of terms: `[term, text, note]`; those whose text is not known are left out. */
 function drawTerms(list, terms) {
-  const shown = terms.filter(([, text]) => text !== undefined);
+  const shown = terms.filter(([, text]) => text !== undefined && text !== null);
   while (list.children.length > shown.length) list.lastChild.remove();
   shown.forEach(([term, text, note = ""], i) => {
     const item = list.children[i] ?? add(list, "div");
@@ -315,7 +315,7 @@ function drawLink() {
   find("link").dataset.link = link;
   find("reconnect").hidden = link !== "lost" && link !== "ended";
   find("sign-in").hidden = link !== "refused";
-  for (const part of ["all", "identity"]) find(part).classList.toggle("stale", link === "lost" || link === "refused");
+  for (const part of ["all", "phase", "identity"]) find(part).classList.toggle("stale", link === "lost" || link === "refused");
   const list = find("notices");
   const shown = notices();
   while (list.children.length > shown.length) list.lastChild.remove();

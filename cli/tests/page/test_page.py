@@ -18,6 +18,10 @@ class PageTest(unittest.TestCase):
         cls.driver = cls.enterClassContext(browser.chromium())
 
     def tearDown(self):
+        self.leave()
+
+    def leave(self):
+        """Nothing of the page is to be seen in the next test."""
         browser.look(self.driver)
         self.driver.get("about:blank")
         browser.console(self.driver)
@@ -49,7 +53,9 @@ class Scenarios(PageTest):
     def test_every_state_is_shown_as_the_server_tells_it(self):
         for name, scenario in statuses.SCENARIOS.items():
             with self.subTest(name), Run(scenario()) as run:
-                self.assertEqual(page_check.check(self.driver, run.url), [])
+                found = page_check.check(self.driver, run.url)
+                self.leave()
+                self.assertEqual(found, [])
 
     def test_a_letter_without_a_glyph_is_found(self):
         self.show(statuses.healthy())
