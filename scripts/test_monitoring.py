@@ -4,6 +4,7 @@ import json
 import pathlib
 import re
 import subprocess
+import tempfile
 import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -94,7 +95,10 @@ class Dashboard(unittest.TestCase):
     def test_promtool_reads_every_query(self):
         queries = [target["expr"].replace("$__rate_interval", "1m") for panel in panels() for target in panel["targets"]]
         rules = {"groups": [{"name": "dashboard", "rules": [{"record": f"query:{i}", "expr": query} for i, query in enumerate(queries)]}]}
-        done = subprocess.run([PROMTOOL, "check", "rules"], input=json.dumps(rules), capture_output=True, text=True)
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+            json.dump(rules, file)
+            file.flush()
+            done = subprocess.run([PROMTOOL, "check", "rules", file.name], capture_output=True, text=True)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
 
 
