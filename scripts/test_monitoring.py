@@ -67,6 +67,16 @@ class Alerts(unittest.TestCase):
             self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
 
 
+class Incidents(unittest.TestCase):
+    def test_each_cause_that_the_status_names_has_a_section(self):
+        code = (ROOT / "coordinator" / "src" / "machine" / "incidents.rs").read_text()
+        words = "".join(code.split("impl fmt::Display for ")[1:])
+        causes = [re.sub(r"\{[^}]*\}", "…", text) for text in re.findall(r'write!\(\s*f,\s*"([^"]+)"', words)]
+        sections = re.findall(r"^## (.+)$", (ROOT / "docs" / "alerts.md").read_text().split("# Incidents\n")[1], re.M)
+        self.assertEqual([cause for cause in causes if not any(cause.startswith(section) for section in sections)], [])
+        self.assertEqual([section for section in sections if not any(cause.startswith(section) for cause in causes)], [])
+
+
 class Dashboard(unittest.TestCase):
     def test_panels_ask_for_metrics_that_exist_of_the_chosen_run(self):
         for panel in panels():

@@ -92,12 +92,14 @@ function drawNow() {
 }
 
 function draw() {
-  if (!isDirty || document.hidden || status === null) return;
+  if (!isDirty || status === null) return;
+  drawHead();
+  // The rest waits until somebody looks; the title is seen all the time.
+  if (document.hidden) return;
   isDirty = false;
   const sources = knownSources();
   chooseCurves(sources);
   find("all").hidden = false;
-  drawHead();
   drawFigures();
   drawCharts();
   drawSources(sources);
@@ -314,7 +316,7 @@ function drawLink() {
   put(find("link"), { connecting: "Connecting", live: "● Live", lost: "○ Not connected", ended: "■ Ended", refused: "○ Not signed in" }[link]);
   find("link").dataset.link = link;
   find("reconnect").hidden = link !== "lost" && link !== "ended";
-  find("sign-in").hidden = link !== "refused";
+  showSignIn(link === "refused");
   for (const part of ["all", "phase", "identity"]) find(part).classList.toggle("stale", link === "lost" || link === "refused");
   const list = find("notices");
   const shown = notices();
@@ -327,6 +329,13 @@ function drawLink() {
     put(item.lastChild, text);
   });
   announce();
+}
+
+function showSignIn(isWanted) {
+  const form = find("sign-in");
+  if (form.hidden !== isWanted) return;
+  form.hidden = !isWanted;
+  find(isWanted ? "token" : "main").focus();
 }
 
 /** Says what has changed of phase, waiting, alarms and connection; seconds that run down are not news. */

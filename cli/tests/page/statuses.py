@@ -39,7 +39,7 @@ def standing(source, at, watched=True, worse=False):
 
 def member(number, role="member", **more):
     return {
-        "worker_id": f"w{number}", "host": f"node-{number}.cluster.local", "pid": 4000 + number, "rank": number, "step": 412, "phase": "backward",
+        "worker_id": f"w{number}", "host": f"node-{number}.cluster.local", "pid": 4000 + number, "rank": number, "step": 412, "phase": "compute",
         "last_heard_ms_ago": 120, "role": role, "leaving": False, "slowdown": None, "compute_ms": 640, **more,
     }
 
@@ -61,7 +61,7 @@ INCIDENTS = [
 
 def healthy(sources=NAMES, members=None, at=412):
     members = members or [member(0), member(1, slowdown=2.4, compute_ms=1530), member(2, host="節点-٢"), member(3, phase="exchange", leaving=True),
-                          member(4, "spare", phase="waiting"), member(5, None, rank=None, step=0, phase="loading", compute_ms=None)]
+                          member(4, "spare", phase="standing by"), member(5, None, rank=None, step=0, phase="waiting for a generation", compute_ms=None)]
     return {
         "run": "marco-7b-日本語-تجربة", "recipe_identity": "9f2d" * 16, "phase": "training", "waiting_for": "", "generation": 4,
         "step": at, "num_steps": 1200, "stage": STAGE, "goodput": 0.963, "checkpoint_step": 400, "last_step": step(at, sources),
