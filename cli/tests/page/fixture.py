@@ -17,10 +17,10 @@ PAGE = pathlib.Path(__file__).resolve().parents[3] / "coordinator" / "page"
 SCRIPTS = ["dom.js", "table.js", "chart.js", "live.js", "page.js"]
 
 
-def assembled():
-    """The page and its Content-Security-Policy."""
+def assembled(most_silence_ms):
+    """The page and its Content-Security-Policy; the page gives up a stream that is silent for so long."""
     style = (PAGE / "style.css").read_text()
-    script = "".join((PAGE / name).read_text() for name in SCRIPTS)
+    script = "".join((PAGE / name).read_text() for name in SCRIPTS).replace("MOST_SILENCE_MS = 30_000", f"MOST_SILENCE_MS = {most_silence_ms}")
     page = (PAGE / "index.html").read_text().replace("{{style}}", style).replace("{{script}}", script)
     hashed = lambda text: "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
     policy = f"default-src 'none'; script-src {hashed(script)}; style-src {hashed(style)}; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -31,7 +31,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         run = self.server.run
         if self.path == "/":
-            page, policy = assembled()
+            page, policy = assembled(run.most_silence_ms)
             return self.answer(200, "text/html; charset=utf-8", page, {"Content-Security-Policy": policy})
         if run.token and self.headers.get("Authorization") != f"Bearer {run.token}":
             return self.answer(401, "application/json", '{"error": "a token is needed"}')
@@ -73,9 +73,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 class Run:
     """A made-up run behind a server of its own; a context."""
 
-    def __init__(self, status, token=None, port=0):
+    def __init__(self, status, token=None, port=0, most_silence_ms=30_000):
         self.status, self.history, self.token = status, statuses.history(status), token
-        self.port = port
+        self.port, self.most_silence_ms = port, most_silence_ms
         self.streams, self.lock = [], threading.Lock()
 
     def __enter__(self):

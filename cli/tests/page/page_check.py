@@ -189,7 +189,11 @@ def main():
     parser.add_argument("--screenshot", help="PNG of the page; beside it, FILE-dark.png and FILE-phone.png")
     args = parser.parse_args()
     with browser.chromium() as driver:
-        found = check(driver, args.url, args.token)
+        try:
+            found = check(driver, args.url, args.token)
+        except TimeoutError as problem:
+            asks = driver.execute_script("return document.getElementById('link')?.dataset.link === 'refused'")
+            found = ["the page asks for a token" + (", and refuses this one" if args.token else "") if asks else str(problem)]
         if args.screenshot:
             browser.pictures(driver, args.screenshot)
     print("\n".join(found) if found else "the page shows what the server says", file=sys.stderr)

@@ -132,6 +132,13 @@ class Live(PageTest):
         self.wait_link("live")
         self.wait_step(500)
 
+    def test_a_stream_that_falls_silent_is_a_lost_connection(self):
+        run = self.enterContext(Run(statuses.healthy(), most_silence_ms=1000))
+        self.driver.get(run.url)
+        self.wait_link("live")
+        self.wait_link("lost")
+        self.wait_link("live")
+
     def test_the_end_of_a_run_is_no_lost_connection(self):
         run = self.show(statuses.healthy())
         run.show(statuses.completed())
