@@ -1,7 +1,7 @@
 //! What people may know of a run, as JSON: for `polo status --json` and for the page. Losses that are no numbers are null.
 
 use polo_proto::v1::{
-    Evaluation, History, Incident, LedgerEntry, Member, Role, RunPhase, SourceEvaluation, SourceSamples,
+    Evaluation, History, Incident, LedgerEntry, Member, Role, RunPhase, SourceEvaluation, SourceLoss, SourceSamples,
     SourceValidation, Status, StepSummary,
 };
 use serde_json::{Map, Value, json};
@@ -21,6 +21,7 @@ pub fn status(status: &Status) -> Value {
         "checkpoint_step": status.checkpoint_step,
         "checkpoint_every_steps": status.checkpoint_every_steps,
         "last_step": status.last_step.as_ref().map(step),
+        "loss_by_source": losses(&status.source_losses),
         "ledger": status.ledger.iter().map(ledger_entry).collect::<Vec<_>>(),
         "validation": validation(&status.validation),
         "num_alarms": status.num_alarms,
@@ -70,7 +71,7 @@ fn step(step: &StepSummary) -> Value {
         "step": step.step,
         "stage": step.stage,
         "loss": step.loss,
-        "loss_by_source": step.sources.iter().map(|s| (s.source.clone(), json!(s.loss))).collect::<Map<_, _>>(),
+        "loss_by_source": losses(&step.sources),
         "learning_rate": step.learning_rate,
         "grad_norm": step.grad_norm,
         "tokens_per_second": step.tokens_per_second,
@@ -84,6 +85,10 @@ fn step(step: &StepSummary) -> Value {
         "skipped": step.skipped,
         "samples": step.samples.iter().map(samples).collect::<Map<_, _>>(),
     })
+}
+
+fn losses(losses: &[SourceLoss]) -> Value {
+    losses.iter().map(|of| (of.source.clone(), json!(of.loss))).collect::<Map<_, _>>().into()
 }
 
 fn samples(samples: &SourceSamples) -> (String, Value) {
@@ -190,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_past_has_steps_and_evaluations() {
-        let loss = polo_proto::v1::SourceLoss { source: "ne".into(), loss: 2.5, num_tokens: 8 };
+        let loss = SourceLoss { source: "ne".into(), loss: 2.5, num_tokens: 8 };
         let evaluation = SourceEvaluation { source: "ne".into(), evaluation: evaluated(0, 4.0, Some(1.5)) };
         let json = history(&History {
             steps: vec![StepSummary { step: 7, sources: vec![loss], mfu: Some(0.25), ..Default::default() }],

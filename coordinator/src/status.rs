@@ -1,5 +1,7 @@
 //! The run as people see it: the machine's state and the last completed step, as one message.
 
+use std::collections::BTreeMap;
+
 use polo_proto::v1;
 use polo_recipe::{
     ids::Step,
@@ -22,6 +24,7 @@ pub struct Progress {
     mean_step_ms: Option<f64>,
     utilization: Option<Utilization>,
     totals: v1::Totals,
+    source_losses: BTreeMap<String, v1::SourceLoss>,
     history: History,
 }
 
@@ -53,6 +56,7 @@ impl Progress {
         self.totals.num_skipped_steps += u64::from(step.skipped);
         self.totals.sent_bytes += step.sent_bytes;
         self.totals.received_bytes += step.received_bytes;
+        self.source_losses.extend(step.sources.iter().map(|loss| (loss.source.clone(), loss.clone())));
         self.history.add(step);
     }
 }
@@ -121,6 +125,7 @@ pub fn status(state: &State, progress: &Progress, facts: &Facts, now: NowMs) -> 
         num_alarms: state.validations().num_alarms() as u32,
         ledger: plan.ledger(step).into_iter().map(ledger_entry).collect(),
         totals: Some(progress.totals),
+        source_losses: progress.source_losses.values().cloned().collect(),
         checkpoint_every_steps: facts.checkpoint_every_steps,
     }
 }

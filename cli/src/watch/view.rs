@@ -149,8 +149,7 @@ fn draw_sources(frame: &mut Frame<'_>, status: &Status, area: Rect) {
 }
 
 fn source_row<'a>(status: &'a Status, entry: &'a LedgerEntry) -> Row<'a> {
-    let losses = status.last_step.iter().flat_map(|step| &step.sources);
-    let loss = losses.into_iter().find(|s| s.source == entry.source).map(|s| format!("{:.4}", s.loss));
+    let loss = status.source_losses.iter().find(|s| s.source == entry.source).map(|s| format!("{:.4}", s.loss));
     let trained = 100.0 * entry.num_trained_tokens as f64 / entry.num_planned_tokens.max(1) as f64;
     let [epochs, _] = json::epochs(entry);
     let validation = status.validation.iter().find(|v| v.source == entry.source);
@@ -245,11 +244,11 @@ mod tests {
             last_step: Some(StepSummary {
                 step: 25,
                 loss: 2.75,
-                sources: NAMES.iter().map(loss).collect(),
                 mfu: Some(0.415),
                 eta_seconds: 3725,
                 ..Default::default()
             }),
+            source_losses: NAMES.iter().map(loss).collect(),
             ledger: NAMES.iter().map(entry).collect(),
             validation: vec![SourceValidation {
                 source: "हिन्दी".into(),

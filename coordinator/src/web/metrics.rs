@@ -71,8 +71,8 @@ impl Metrics {
     fn add_last_step(&self, status: &Status) -> prometheus::Result<()> {
         let Some(step) = &status.last_step else { return Ok(()) };
         self.gauge("polo_loss", "Mean loss per token of the last step, natural logarithm.", step.loss)?;
-        let losses = step.sources.iter().map(|s| ([s.source.clone()], s.loss)).collect();
-        self.gauges("polo_source_loss", "The same of each source that was in it.", ["source"], losses)?;
+        let losses = status.source_losses.iter().map(|s| ([s.source.clone()], s.loss)).collect();
+        self.gauges("polo_source_loss", "The same of each source, where it was in a step last.", ["source"], losses)?;
         self.gauge("polo_learning_rate", "Learning rate of the last step.", step.learning_rate)?;
         self.gauge("polo_grad_norm", "Norm of the last step's gradient, before clipping.", step.grad_norm)?;
         self.gauge("polo_tokens_per_second", "Trained tokens per second in the last step.", step.tokens_per_second)?;

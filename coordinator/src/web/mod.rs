@@ -2,6 +2,7 @@
 //! it changes, and metrics. Nothing here changes the run.
 
 mod metrics;
+mod page;
 
 use std::{convert::Infallible, time::Duration};
 
@@ -20,16 +21,13 @@ use tokio_stream::wrappers::WatchStream;
 
 use crate::{core::Inbound, json, services::Services};
 
-const PAGE: &str = include_str!("../../page/index.html");
-/// The page has this where its style and script are named to the browser as its own.
-const NONCE: &str = "{nonce}";
 /// Between two states of a run that a page is sent; of those between it gets the newest.
-const EVENT_INTERVAL: Duration = Duration::from_millis(250);
+const EVENT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The routes of all that is here.
 pub fn router(services: Services) -> Router {
     Router::new()
-        .route("/", get(page))
+        .route("/", get(page::page))
         .route("/api/status", get(status))
         .route("/api/history", get(history))
         .route("/api/events", get(events))
@@ -47,23 +45,6 @@ impl IntoResponse for Unanswered {
 }
 
 type Answer<T> = Result<T, Unanswered>;
-
-/// The page runs no script but its own, and loads nothing from elsewhere.
-async fn page() -> impl IntoResponse {
-    let nonce = format!("{:032x}", rand::random::<u128>());
-    let policy = format!(
-        "default-src 'none'; connect-src 'self'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; img-src data:; \
-         base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    );
-    let headers = [
-        (header::CONTENT_TYPE, "text/html; charset=utf-8".to_owned()),
-        (header::CONTENT_SECURITY_POLICY, policy),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
-        (header::REFERRER_POLICY, "no-referrer".to_owned()),
-        (header::CACHE_CONTROL, "no-store".to_owned()),
-    ];
-    (headers, PAGE.replace(NONCE, &nonce))
-}
 
 async fn status(State(services): State<Services>) -> Answer<impl IntoResponse> {
     let status = services.ask_core(Inbound::Status).await.map_err(Unanswered)?;
