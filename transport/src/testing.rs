@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair};
 
 /// Signs certificates. Panics where that fails, as tests do.
 pub struct Authority {
@@ -26,6 +26,7 @@ impl Authority {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::new(Vec::new()).expect("no names");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name = called(name);
         let certificate = params.self_signed(&key).expect("signed");
         let authority = Self { folder: folder.into(), name: name.into(), issuer: Issuer::new(params, key) };
         std::fs::write(authority.cert(), certificate.pem()).expect("written");
@@ -41,7 +42,8 @@ impl Authority {
     pub fn issue(&self, file: &str, names: &[&str]) -> Issued {
         let key = KeyPair::generate().expect("a key");
         let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
-        let params = CertificateParams::new(names).expect("names");
+        let mut params = CertificateParams::new(names).expect("names");
+        params.distinguished_name = called(file);
         let certificate = params.signed_by(&key, &self.issuer).expect("signed");
         let path = |ending: &str| self.folder.join(format!("{file}.{ending}"));
         let issued = Issued { cert: path("pem"), key: path("key") };
@@ -49,4 +51,11 @@ impl Authority {
         std::fs::write(&issued.key, key.serialize_pem()).expect("written");
         issued
     }
+}
+
+/// Whoever has the name of the one who signed it counts as signed by itself, to some.
+fn called(name: &str) -> DistinguishedName {
+    let mut called = DistinguishedName::new();
+    called.push(DnType::CommonName, name);
+    called
 }

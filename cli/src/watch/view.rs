@@ -291,7 +291,8 @@ mod tests {
 
     #[test]
     fn everything_that_matters_is_on_the_screen() {
-        let text = drawn(&screen(), 140, 40).join("\n");
+        // A wide character takes two cells, of which the buffer leaves the second blank; so below.
+        let text = drawn(&screen(), 140, 40).join("\n").replace("हि ", "हि");
         for part in [
             "seven  training",
             "step 25 of 100  eta 1:02:05",
@@ -316,7 +317,6 @@ mod tests {
         let columns: Vec<_> = NAMES
             .iter()
             .map(|name| {
-                // A wide character takes two cells, of which the buffer leaves the second blank.
                 let compact = |line: &String| line.replace(' ', "");
                 let line = lines.iter().find(|line| compact(line).contains(&format!("│{name}2.5")));
                 let line = line.unwrap_or_else(|| panic!("{name} is not in\n{}", lines.join("\n")));
