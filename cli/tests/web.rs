@@ -92,7 +92,7 @@ fn metrics_satisfy_promtool_and_agree_with_the_status() {
         "polo_run_phase{phase=\"training\",run=\"small\"} 1",
         "polo_run_phase{phase=\"failed\",run=\"small\"} 0",
         "polo_planned_steps{run=\"small\"} 1000000",
-        "polo_planned_tokens{run=\"small\",source=\"en\",stage=\"main\"} 16000000",
+        "polo_planned_tokens{source=\"en\",stage=\"main\",run=\"small\"} 16000000",
     ] {
         assert!(metrics.lines().any(|it| it == line), "{line} is not in\n{metrics}");
     }
