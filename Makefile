@@ -14,9 +14,10 @@ demo-marco: build
 	scripts/demo-marco
 
 test: build
-	scripts/setup python megatron grpcurl grpcio rclone moto azurite kenlm
+	scripts/setup python megatron grpcurl grpcio rclone moto azurite kenlm prometheus browser
 	python3 -m unittest discover bench
 	python3 -m unittest discover scripts
+	third_party/browser/bin/python -m unittest discover cli/tests/page
 	cargo test --workspace --no-fail-fast
 
 # What needs an NVIDIA GPU.

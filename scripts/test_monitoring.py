@@ -27,6 +27,11 @@ METRICS = {
 }
 
 
+def served():
+    """Names in the coordinator's source."""
+    return set(re.findall(r'"(polo_\w+)"', (ROOT / "coordinator/src/web/metrics.rs").read_text()))
+
+
 def unknown(query):
     """Metrics and labels of a query that the coordinator does not serve."""
     names = set(re.findall(r"\bpolo_\w+", query))
@@ -39,6 +44,11 @@ def unknown(query):
 def panels():
     dashboard = json.loads((MONITORING / "dashboard.json").read_text())
     return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+
+
+class Metrics(unittest.TestCase):
+    def test_the_list_is_that_of_the_coordinator(self):
+        self.assertEqual(served(), METRICS.keys())
 
 
 class Alerts(unittest.TestCase):

@@ -57,6 +57,21 @@ fn the_page_is_whole_and_may_run_nothing_but_its_own() {
 }
 
 #[test]
+fn in_a_browser_the_page_shows_what_the_coordinator_says() {
+    let world = World::new();
+    let (_run, address) = training(&world);
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let python = here.join("../third_party/browser/bin/python");
+    assert!(python.exists(), "run `scripts/setup browser` first");
+    let screenshot = Path::new(env!("CARGO_TARGET_TMPDIR")).join("page.png");
+    let mut check = Command::new(python);
+    check.arg(here.join("tests/page/page_check.py")).arg(&address).arg("--screenshot").arg(&screenshot);
+    let output = finish(&mut check);
+    assert!(output.status.success(), "{}", talk(&output));
+    assert!(screenshot.exists(), "it is kept at {}", screenshot.display());
+}
+
+#[test]
 fn status_history_and_events_tell_of_the_run() {
     let world = World::new();
     let (_run, address) = training(&world);
