@@ -14,7 +14,7 @@ demo-marco: build
 	scripts/demo-marco
 
 test: build
-	scripts/setup python megatron grpcurl rclone moto azurite kenlm
+	scripts/setup python megatron grpcurl rclone moto azurite kenlm kubernetes checkov
 	python3 -m unittest discover bench
 	python3 -m unittest discover scripts
 	cargo test --workspace --no-fail-fast

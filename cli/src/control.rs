@@ -1,15 +1,16 @@
 //! Talking to a running coordinator.
 
-use std::time::Duration;
+use std::{future::ready, time::Duration};
 
 use clap::Args;
+use hyper_util::rt::TokioIo;
 use polo_proto::v1::{CheckpointRequest, DrainRequest, StopRequest, control_client::ControlClient};
 use tonic::{
     Code,
     transport::{Channel, Endpoint},
 };
 
-use crate::error::CliError;
+use crate::{error::CliError, kubernetes::ClusterArgs};
 
 /// For a connection, for an answer, and for a sign of life while nothing is said.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -19,7 +20,37 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct AddressArgs {
     /// Where the coordinator listens
     #[arg(long, env = "POLO_COORDINATOR", default_value = "http://127.0.0.1:7070", value_name = "URL")]
-    pub address: String,
+    address: String,
+    /// A run on Kubernetes, instead of an address; its coordinator is reached through the cluster's API server
+    #[arg(long, value_name = "NAME")]
+    run: Option<String>,
+    #[command(flatten)]
+    cluster: ClusterArgs,
+}
+
+/// A coordinator that is listened to.
+pub struct Coordinator {
+    /// What it is asked with.
+    pub client: ControlClient<Channel>,
+    /// What it is called in messages.
+    pub place: String,
+}
+
+impl AddressArgs {
+    /// Reaches the coordinator, within a bounded time.
+    pub async fn connect(&self) -> Result<Coordinator, CliError> {
+        let Some(run) = &self.run else {
+            return Ok(Coordinator { client: connect(&self.address).await?, place: self.address.clone() });
+        };
+        let cluster = self.cluster.open().await?;
+        let place = format!("run {run} in namespace {}", cluster.namespace());
+        // One connection is all there is: what breaks it ends the command.
+        let mut stream = Some(TokioIo::new(cluster.connect_to_coordinator(run).await?));
+        let take = tower::service_fn(move |_| ready(stream.take().ok_or(std::io::ErrorKind::NotConnected)));
+        let channel = endpoint("http://coordinator", &place)?.connect_with_connector(take).await;
+        let channel = channel.map_err(|error| unreachable(&place, innermost(&error)))?;
+        Ok(Coordinator { client: ControlClient::new(channel), place })
+    }
 }
 
 /// Arguments of `polo drain`.
@@ -33,12 +64,19 @@ pub struct DrainArgs {
 
 /// A client of the coordinator at `address`, within a bounded time.
 pub async fn connect(address: &str) -> Result<ControlClient<Channel>, CliError> {
-    let unreachable = |problem: String| CliError::Unreachable { address: address.into(), problem };
     let with_scheme = if address.contains("://") { address.to_string() } else { format!("http://{address}") };
-    let endpoint = Endpoint::from_shared(with_scheme).map_err(|e| unreachable(e.to_string()))?;
+    let channel = endpoint(&with_scheme, address)?.connect().await;
+    Ok(ControlClient::new(channel.map_err(|error| unreachable(address, innermost(&error)))?))
+}
+
+fn endpoint(url: &str, place: &str) -> Result<Endpoint, CliError> {
+    let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| unreachable(place, error.to_string()))?;
     let endpoint = endpoint.connect_timeout(PATIENCE).timeout(PATIENCE);
-    let channel = endpoint.http2_keep_alive_interval(PATIENCE).keep_alive_timeout(PATIENCE).connect().await;
-    Ok(ControlClient::new(channel.map_err(|e| unreachable(innermost(&e)))?))
+    Ok(endpoint.http2_keep_alive_interval(PATIENCE).keep_alive_timeout(PATIENCE))
+}
+
+fn unreachable(place: &str, problem: String) -> CliError {
+    CliError::Unreachable { address: place.into(), problem }
 }
 
 fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
@@ -59,22 +97,24 @@ pub fn refused(address: &str) -> impl Fn(tonic::Status) -> CliError {
 
 /// `polo checkpoint`.
 pub async fn checkpoint(args: AddressArgs) -> Result<(), CliError> {
-    connect(&args.address).await?.checkpoint(CheckpointRequest {}).await.map_err(refused(&args.address))?;
+    let Coordinator { mut client, place } = args.connect().await?;
+    client.checkpoint(CheckpointRequest {}).await.map_err(refused(&place))?;
     eprintln!("a checkpoint will be written at the next step boundary");
     Ok(())
 }
 
 /// `polo stop`.
 pub async fn stop(args: AddressArgs) -> Result<(), CliError> {
-    connect(&args.address).await?.stop(StopRequest {}).await.map_err(refused(&args.address))?;
+    let Coordinator { mut client, place } = args.connect().await?;
+    client.stop(StopRequest {}).await.map_err(refused(&place))?;
     eprintln!("the run stops at the next step boundary, with a checkpoint");
     Ok(())
 }
 
 /// `polo drain`.
 pub async fn drain(args: DrainArgs) -> Result<(), CliError> {
-    let (address, worker_id) = (&args.address.address, args.worker.clone());
-    connect(address).await?.drain(DrainRequest { worker_id }).await.map_err(refused(address))?;
+    let Coordinator { mut client, place } = args.address.connect().await?;
+    client.drain(DrainRequest { worker_id: args.worker.clone() }).await.map_err(refused(&place))?;
     eprintln!("worker {} hands back what it holds and leaves", args.worker);
     Ok(())
 }

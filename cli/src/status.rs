@@ -9,7 +9,7 @@ use polo_proto::v1::{
 use serde_json::json;
 
 use crate::{
-    control::{AddressArgs, connect, refused},
+    control::{AddressArgs, Coordinator, refused},
     error::CliError,
     progress::{line, validation_json, validation_line},
 };
@@ -29,15 +29,14 @@ pub struct StatusArgs {
 
 /// `polo status`.
 pub async fn run(args: StatusArgs) -> Result<(), CliError> {
-    let address = &args.address.address;
-    let mut client = connect(address).await?;
+    let Coordinator { mut client, place } = args.address.connect().await?;
     if !args.watch {
-        let response = client.get_status(GetStatusRequest {}).await.map_err(refused(address))?;
+        let response = client.get_status(GetStatusRequest {}).await.map_err(refused(&place))?;
         return print(response.into_inner().status.unwrap_or_default(), args.json);
     }
-    let stream = client.watch_status(WatchStatusRequest {}).await.map_err(refused(address))?;
+    let stream = client.watch_status(WatchStatusRequest {}).await.map_err(refused(&place))?;
     let mut stream = stream.into_inner();
-    let lost = |status: tonic::Status| CliError::Lost { address: address.clone(), problem: status.message().into() };
+    let lost = |status: tonic::Status| CliError::Lost { address: place.clone(), problem: status.message().into() };
     while let Some(response) = stream.message().await.map_err(lost)? {
         print(response.status.unwrap_or_default(), args.json)?;
     }

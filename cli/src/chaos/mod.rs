@@ -136,7 +136,7 @@ pub async fn run(args: ChaosArgs) -> Result<(), CliError> {
             Network::Loopback
         }
     };
-    let mut signals = Signals::new()?;
+    let mut signals = Signals::new(OnSigterm::Stop)?;
     let temporary = tempfile::tempdir().map_err(CliError::io("cannot make a temporary folder"))?;
     let folder = match &args.keep {
         Some(folder) => made_empty(folder)?,
