@@ -1,6 +1,6 @@
 //! Talking to a running coordinator.
 
-use std::{future::ready, time::Duration};
+use std::{future::ready, io, time::Duration};
 
 use clap::Args;
 use hyper_util::rt::TokioIo;
@@ -46,7 +46,7 @@ impl AddressArgs {
         let place = format!("run {run} in namespace {}", cluster.namespace());
         // One connection is all there is: what breaks it ends the command.
         let mut stream = Some(TokioIo::new(cluster.connect_to_coordinator(run).await?));
-        let take = tower::service_fn(move |_| ready(stream.take().ok_or(std::io::ErrorKind::NotConnected)));
+        let take = tower::service_fn(move |_| ready(stream.take().ok_or(io::Error::from(io::ErrorKind::NotConnected))));
         let channel = endpoint("http://coordinator", &place)?.connect_with_connector(take).await;
         let channel = channel.map_err(|error| unreachable(&place, innermost(&error)))?;
         Ok(Coordinator { client: ControlClient::new(channel), place })

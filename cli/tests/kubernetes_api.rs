@@ -60,7 +60,10 @@ fn a_run_is_submitted_scaled_and_deleted() {
 
     let output = server.polo(&["scale", "demo", "5", "--json"]);
     assert!(said(&output).contains("run demo: 5 workers, of 3 before"), "{}", support::talk(&output));
-    assert_eq!(serde_json::from_slice::<Value>(&output.stdout).expect("JSON"), json!({ "run": "demo", "from": 3, "to": 5 }));
+    assert_eq!(
+        serde_json::from_slice::<Value>(&output.stdout).expect("JSON"),
+        json!({ "run": "demo", "from": 3, "to": 5 })
+    );
     let spec = &server.object("jobs", "demo-worker")["spec"];
     assert_eq!((&spec["parallelism"], &spec["completions"]), (&json!(5), &json!(5)));
     assert_eq!(server.object("configmaps", "demo")["data"]["workers"], "5");
@@ -81,12 +84,16 @@ fn a_run_is_submitted_scaled_and_deleted() {
     // The coordinator hears what workers hand back: it goes after they are gone.
     let requests = server.order(json!({ "do": "requests" }));
     let place = |part: &str| {
-        let found = requests.as_array().expect("a list").iter().position(|r| r.as_str().expect("text").starts_with(part));
+        let found =
+            requests.as_array().expect("a list").iter().position(|r| r.as_str().expect("text").starts_with(part));
         found.unwrap_or_else(|| panic!("no {part} in {requests}"))
     };
     let jobs = "/apis/batch/v1/namespaces/research/jobs";
     let waited = place(&format!("GET {jobs}/demo-worker"));
-    assert!(place(&format!("DELETE {jobs}/demo-worker")) < waited && waited < place(&format!("DELETE {jobs}/demo-coordinator")));
+    assert!(
+        place(&format!("DELETE {jobs}/demo-worker")) < waited
+            && waited < place(&format!("DELETE {jobs}/demo-coordinator"))
+    );
 }
 
 #[test]
@@ -105,7 +112,9 @@ fn what_others_have_set_is_taken_only_by_force() {
     let server = ApiServer::start();
     said(&server.submit(&["--workers", "4"]));
     let patch = json!({ "spec": { "parallelism": 2, "completions": 2 } });
-    server.order(json!({ "do": "patch", "key": ["jobs", "research", "demo-worker"], "manager": "kueue", "patch": patch }));
+    server.order(
+        json!({ "do": "patch", "key": ["jobs", "research", "demo-worker"], "manager": "kueue", "patch": patch }),
+    );
     let output = server.submit(&["--workers", "4"]);
     let parts = ["job/demo-worker", "spec.parallelism is kueue's", "spec.completions is kueue's", "--force"];
     assert_one_error(&output, &parts);
@@ -122,12 +131,17 @@ fn kueue_keeps_the_say_over_when_workers_start() {
     let submit = || said(&server.submit(&["--workers", "4", "--queue", "research"]));
     submit();
     let job = server.object("jobs", "demo-worker");
-    assert_eq!((&job["spec"]["suspend"], &job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"]), (&json!(true), &json!("research")));
+    assert_eq!(
+        (&job["spec"]["suspend"], &job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"]),
+        (&json!(true), &json!("research"))
+    );
     assert_eq!(pods(&server).len(), 1);
     submit();
     assert_eq!(server.object("jobs", "demo-worker")["spec"]["suspend"], true);
     let start = json!({ "spec": { "suspend": false } });
-    server.order(json!({ "do": "patch", "key": ["jobs", "research", "demo-worker"], "manager": "kueue", "patch": start }));
+    server.order(
+        json!({ "do": "patch", "key": ["jobs", "research", "demo-worker"], "manager": "kueue", "patch": start }),
+    );
     submit();
     assert_eq!(server.object("jobs", "demo-worker")["spec"]["suspend"], false);
     assert_eq!(pods(&server).len(), 1 + 4);
@@ -138,7 +152,10 @@ fn whoever_may_not_is_told_what_is_missing() {
     let server = ApiServer::start();
     let forbidden = |args: &[&str], verb: &str, resource: &str| {
         let output = server.polo(&[args, &["--context", "viewer"]].concat());
-        assert_one_error(&output, &[&format!("you may not {verb} {resource} in namespace research"), "User \"viewer\"", "Role"]);
+        assert_one_error(
+            &output,
+            &[&format!("you may not {verb} {resource} in namespace research"), "User \"viewer\"", "Role"],
+        );
     };
     let submit = ["submit", "recipe.toml", "--image", "polo", "--workers", "2"];
     forbidden(&submit, "patch", "serviceaccounts");
@@ -268,10 +285,21 @@ fn a_coordinator_that_does_not_run_is_explained() {
     let pod = json!(["pods", "research", "demo-coordinator-0-pod"]);
     server.order(json!({ "do": "status", "key": pod, "status": pending }));
     let output = server.polo(&["status", "--run", "demo"]);
-    assert_one_error(&output, &["coordinator of run demo", "demo-coordinator-0-pod is pending", "0/3 nodes are available"]);
+    assert_one_error(
+        &output,
+        &["coordinator of run demo", "demo-coordinator-0-pod is pending", "0/3 nodes are available"],
+    );
     let job = json!(["jobs", "research", "demo-coordinator"]);
     server.order(json!({ "do": "status", "key": job, "status": finished("Complete", "") }));
     assert_one_error(&server.polo(&["status", "--run", "demo"]), &["run demo has ended here (completed)"]);
+}
+
+#[test]
+fn a_coordinator_that_does_not_listen_yet_is_no_riddle() {
+    let server = ApiServer::start();
+    said(&server.submit(&["--workers", "2"]));
+    let output = server.polo(&["status", "--run", "demo"]);
+    assert_one_error(&output, &["no coordinator at run demo in namespace research", "check that the run goes on"]);
 }
 
 #[test]
@@ -286,7 +314,10 @@ fn status_and_orders_reach_the_coordinator_through_the_api_server() {
     said(&output);
     let status: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!((&status["run"], &status["phase"]), (&json!("small"), &json!("waiting")));
-    assert_one_error(&server.polo(&["drain", "worker-7", "--run", "demo"]), &["run demo in namespace research answered"]);
+    assert_one_error(
+        &server.polo(&["drain", "worker-7", "--run", "demo"]),
+        &["run demo in namespace research answered"],
+    );
     let talk = said(&server.polo(&["stop", "--run", "demo"]));
     assert!(talk.contains("the run stops"), "{talk}");
     coordinator.finish();

@@ -97,7 +97,9 @@ fn the_overlay_for_gpus_differs_from_options_only_in_who_says_it() {
 /// Replicated Jobs of a set by name, and the Jobs of the base that they are.
 fn check_replicated_jobs(jobs: &Value, names: [&str; 2], rename: impl Fn(Value) -> Value) {
     let base = rendered(&[]);
-    for (job, (name, of)) in jobs.as_array().expect("a list").iter().zip(names.into_iter().zip(["coordinator", "worker"])) {
+    for (job, (name, of)) in
+        jobs.as_array().expect("a list").iter().zip(names.into_iter().zip(["coordinator", "worker"]))
+    {
         assert_eq!((&job["name"], &job["replicas"]), (&json!(name), &json!(1)));
         let expected = find(&base, "Job", &format!("example-{of}"))["spec"].clone();
         let expected = if name == of { expected } else { rename(expected) };

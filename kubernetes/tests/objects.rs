@@ -133,7 +133,10 @@ fn the_recipe_comes_back_whole() {
 fn workers_that_are_evicted_come_back_and_do_not_count_as_failures() {
     let objects = objects(&rich_submission());
     let spec = &find(&objects, "Job", "small-worker")["spec"];
-    assert_eq!((&spec["completionMode"], &spec["parallelism"], &spec["completions"]), (&json!("Indexed"), &json!(8), &json!(8)));
+    assert_eq!(
+        (&spec["completionMode"], &spec["parallelism"], &spec["completions"]),
+        (&json!("Indexed"), &json!(8), &json!(8))
+    );
     let rules = json!([
         { "action": "Ignore", "onPodConditions": [{ "type": "DisruptionTarget", "status": "True" }] },
         { "action": "Ignore", "onExitCodes": { "containerName": "worker", "operator": "In", "values": [75] } },
@@ -190,7 +193,8 @@ fn egress(objects: &[Value], name: &str) -> Vec<(String, Vec<u64>)> {
         to if to[0].get("ipBlock").is_some() => to[0]["ipBlock"]["cidr"].as_str().expect("text").into(),
         to => to[0]["podSelector"]["matchLabels"]["app.kubernetes.io/component"].as_str().expect("text").into(),
     };
-    let ports = |rule: &Value| rule["ports"].as_array().into_iter().flatten().filter_map(|p| p["port"].as_u64()).collect();
+    let ports =
+        |rule: &Value| rule["ports"].as_array().into_iter().flatten().filter_map(|p| p["port"].as_u64()).collect();
     rules.iter().map(|rule| (whom(rule), ports(rule))).collect()
 }
 
@@ -200,7 +204,11 @@ fn pods_reach_each_other_names_and_the_store_and_nobody_else() {
     let of_metadata = [("169.254.169.254/32", 80), ("169.254.169.252/32", 988), ("169.254.170.23/32", 80)];
     let of_metadata = of_metadata.map(|(address, port)| (address.to_owned(), vec![port]));
     let outside = [("anybody".to_owned(), vec![53, 53]), ("anybody".into(), vec![443])];
-    let expected = [vec![("coordinator".into(), vec![7070]), ("worker".into(), vec![7100])], outside.to_vec(), of_metadata.to_vec()];
+    let expected = [
+        vec![("coordinator".into(), vec![7070]), ("worker".into(), vec![7100])],
+        outside.to_vec(),
+        of_metadata.to_vec(),
+    ];
     assert_eq!(egress(&plain, "small-worker"), expected.concat());
     // With credentials from Secrets no machine's identity is needed; NCCL takes any port; the store listens on its own.
     let rich = objects(&rich_submission());
@@ -230,7 +238,9 @@ fn what_cannot_work_is_refused() {
         let error = said(&|s| s.recipe.run.name = name.into());
         assert!(error.contains(problem) && error.ends_with(proposal), "{error}");
     }
-    for (location, reach) in [("/data/run", "this machine"), ("file:///data", "this machine"), ("memory://a", "one process")] {
+    for (location, reach) in
+        [("/data/run", "this machine"), ("file:///data", "this machine"), ("memory://a", "one process")]
+    {
         let error = said(&|s| s.recipe.run.store = location.into());
         assert!(error.contains("run.store") && error.contains(location) && error.contains(reach), "{error}");
     }

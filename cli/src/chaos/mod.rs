@@ -28,7 +28,11 @@ use self::{
     round::Turmoil,
     scene::Setting,
 };
-use crate::{coordinate::Signals, error::CliError, talk::say};
+use crate::{
+    coordinate::{OnSigterm, Signals},
+    error::CliError,
+    talk::say,
+};
 
 /// Runs in a row that may end without a single fault.
 const MOST_QUIET_RUNS: usize = 3;

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::{
     connect::Cluster,
     error::{ClusterError, Request, managers},
-    find::{belongs_to, ending},
+    find::{belongs_to, ending, qualified},
 };
 use crate::{
     names::{Component, IDENTITY_ANNOTATION, MANAGER},
@@ -69,7 +69,7 @@ impl Cluster {
     }
 
     async fn find(&self, object: &Object) -> Result<Option<DynamicObject>, ClusterError> {
-        let (title, resource) = (object.title(), resource(object));
+        let (title, resource) = (object.title(), qualified(&object.resource));
         let request = Request { verb: "get", resource: &resource, object: &title };
         self.ask(request, self.api_of(&object.resource).get_opt(&object.name)).await
     }
@@ -85,7 +85,7 @@ impl Cluster {
     }
 
     async fn patch(&self, object: &Object, force: bool) -> Result<DynamicObject, ClusterError> {
-        let (title, resource) = (object.title(), resource(object));
+        let (title, resource) = (object.title(), qualified(&object.resource));
         let request = Request { verb: "patch", resource: &resource, object: &title };
         let api = self.api_of(&object.resource);
         let params = PatchParams { force, ..PatchParams::apply(MANAGER).validation_strict() };
@@ -131,10 +131,4 @@ fn check_own(submission: &Submission, object: &Object, found: &DynamicObject) ->
 
 fn short(identity: &str) -> String {
     identity.chars().take(12).collect()
-}
-
-/// As roles name it.
-fn resource(object: &Object) -> String {
-    let resource = &object.resource;
-    if resource.group.is_empty() { resource.plural.clone() } else { format!("{}.{}", resource.plural, resource.group) }
 }

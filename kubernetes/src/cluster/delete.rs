@@ -18,8 +18,12 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{
     connect::Cluster,
     error::{ClusterError, Request},
+    find::qualified,
 };
-use crate::names::{Component, run_selector};
+use crate::{
+    names::{Component, run_selector},
+    render::title,
+};
 
 /// Between two looks at whether an object is gone.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -132,11 +136,6 @@ impl Cluster {
 
 impl Doomed {
     fn title(&self) -> String {
-        format!("{}/{}", self.resource.kind.to_lowercase(), self.name)
+        title(&self.resource, &self.name)
     }
-}
-
-/// As roles name it.
-fn qualified(resource: &ApiResource) -> String {
-    if resource.group.is_empty() { resource.plural.clone() } else { format!("{}.{}", resource.plural, resource.group) }
 }

@@ -6,7 +6,7 @@ use k8s_openapi::api::{
     batch::v1::Job,
     core::v1::{ConfigMap, Pod},
 };
-use kube::{ResourceExt, api::ListParams};
+use kube::{ResourceExt, api::ListParams, core::ApiResource};
 
 use super::{
     connect::Cluster,
@@ -52,6 +52,11 @@ impl Cluster {
         let (run, namespace) = (run.to_owned(), self.namespace.clone());
         Ok(ClusterError::NoRun { run, namespace, there: there.into_iter().collect() })
     }
+}
+
+/// A kind as roles name it, such as `jobs.batch`.
+pub fn qualified(resource: &ApiResource) -> String {
+    if resource.group.is_empty() { resource.plural.clone() } else { format!("{}.{}", resource.plural, resource.group) }
 }
 
 /// Whether an object has the labels of the run.

@@ -50,10 +50,15 @@ impl Object {
         Self { resource: ApiResource::erase::<K>(&()), name, value, yaml }
     }
 
-    /// Its kind and name, as `kubectl` writes them.
+    /// Its kind and name.
     pub fn title(&self) -> String {
-        format!("{}/{}", self.resource.kind.to_lowercase(), self.name)
+        title(&self.resource, &self.name)
     }
+}
+
+/// Kind and name as kubectl writes them, such as `job/example-worker`.
+pub fn title(resource: &ApiResource, name: &str) -> String {
+    format!("{}/{name}", resource.kind.to_lowercase())
 }
 
 /// The objects of a run, in the order in which they are applied.
