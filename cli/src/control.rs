@@ -4,7 +4,8 @@ use std::{future::ready, io, time::Duration};
 
 use clap::Args;
 use hyper_util::rt::TokioIo;
-use polo_proto::v1::{CheckpointRequest, DrainRequest, StopRequest, control_client::ControlClient};
+use polo_kubernetes::Forward;
+use polo_proto::v1::{CheckpointRequest, DrainRequest, GetStatusRequest, StopRequest, control_client::ControlClient};
 use tonic::{
     Code,
     transport::{Channel, Endpoint},
@@ -44,12 +45,20 @@ impl AddressArgs {
         };
         let cluster = self.cluster.open().await?;
         let place = format!("run {run} in namespace {}", cluster.namespace());
+        let Forward { stream, refusal } = cluster.connect_to_coordinator(run).await?;
         // One connection is all there is: what breaks it ends the command.
-        let mut stream = Some(TokioIo::new(cluster.connect_to_coordinator(run).await?));
-        let take = tower::service_fn(move |_| ready(stream.take().ok_or(io::Error::from(io::ErrorKind::NotConnected))));
-        let channel = endpoint("http://coordinator", &place)?.connect_with_connector(take).await;
+        let mut stream = Some(TokioIo::new(stream));
+        let take = move |_| ready(stream.take().ok_or(io::Error::from(io::ErrorKind::NotConnected)));
+        let channel = endpoint("http://coordinator", &place)?.connect_with_connector(tower::service_fn(take)).await;
         let channel = channel.map_err(|error| unreachable(&place, innermost(&error)))?;
-        Ok(Coordinator { client: ControlClient::new(channel), place })
+        let mut client = ControlClient::new(channel);
+        // The way is open before it is known whether somebody listens at its end: an answer tells.
+        tokio::select! {
+            biased;
+            refusal = refusal => return Err(refusal.into()),
+            answer = client.get_status(GetStatusRequest {}) => answer.map_err(refused(&place))?,
+        };
+        Ok(Coordinator { client, place })
     }
 }
 

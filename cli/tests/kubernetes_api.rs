@@ -299,7 +299,10 @@ fn a_coordinator_that_does_not_listen_yet_is_no_riddle() {
     let server = ApiServer::start();
     said(&server.submit(&["--workers", "2"]));
     let output = server.polo(&["status", "--run", "demo"]);
-    assert_one_error(&output, &["no coordinator at run demo in namespace research", "check that the run goes on"]);
+    assert_one_error(
+        &output,
+        &["coordinator of run demo", "pod/demo-coordinator-0-pod does not listen yet (error forwarding"],
+    );
 }
 
 #[test]

@@ -13,7 +13,9 @@ mod names;
 mod render;
 mod submission;
 
-pub use cluster::{Change, Cluster, ClusterError, ClusterOptions, Deletion, LogLine, LogOptions, Logs, Scaled};
+pub use cluster::{
+    Change, Cluster, ClusterError, ClusterOptions, Deletion, Forward, LogLine, LogOptions, Logs, Scaled,
+};
 pub use render::{Object, render, to_yaml};
 pub use submission::{Account, Submission, SubmissionError, WorkerSize};
 

@@ -1,8 +1,9 @@
 //! The way to a coordinator that nothing outside its cluster reaches: through the API server, to its pod.
 
+use futures::{FutureExt, future::BoxFuture};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Resource, ResourceExt};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::DuplexStream;
 
 use super::{
     connect::Cluster,
@@ -11,22 +12,33 @@ use super::{
 };
 use crate::{COORDINATOR_PORT, names::Component};
 
+/// A connection to a pod's port.
+pub struct Forward {
+    /// What is sent and received. The connection lives as long as this does.
+    pub stream: DuplexStream,
+    /// Why nobody is at its other end, once that is known.
+    pub refusal: BoxFuture<'static, ClusterError>,
+}
+
 impl Cluster {
-    /// A connection to the run's coordinator. It lives as long as what is returned.
-    pub async fn connect_to_coordinator(
-        &self,
-        run: &str,
-    ) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>, ClusterError> {
-        let pod = self.coordinator_pod(run).await?;
-        let object = format!("pod/{}", pod.name_any());
+    /// A connection to the run's coordinator.
+    pub async fn connect_to_coordinator(&self, run: &str) -> Result<Forward, ClusterError> {
+        let name = self.coordinator_pod(run).await?.name_any();
+        let object = format!("pod/{name}");
         let request = Request { verb: "create", resource: "pods/portforward", object: &object };
         let pods = self.api::<Pod>();
-        let name = pod.name_any();
         let mut forwarder = self.ask(request, pods.portforward(&name, &[COORDINATOR_PORT])).await?;
-        let stream = forwarder.take_stream(COORDINATOR_PORT);
+        let why = format!("the connection to {object} broke at once");
+        let lost = || ClusterError::NoCoordinator { run: run.into(), why: why.clone() };
+        let stream = forwarder.take_stream(COORDINATOR_PORT).ok_or_else(lost)?;
+        let problem = forwarder.take_error(COORDINATOR_PORT).ok_or_else(lost)?;
         // What moves the bytes is a task of its own, which ends with the stream.
-        stream
-            .ok_or_else(|| ClusterError::NoCoordinator { run: run.into(), why: "the connection broke at once".into() })
+        let (run, lost) = (run.to_owned(), lost());
+        let refusal = problem.map(move |why| match why {
+            Some(why) => ClusterError::NoCoordinator { run, why: format!("{object} does not listen yet ({why})") },
+            None => lost,
+        });
+        Ok(Forward { stream, refusal: refusal.boxed() })
     }
 
     async fn coordinator_pod(&self, run: &str) -> Result<Pod, ClusterError> {

@@ -13,5 +13,6 @@ pub use apply::Change;
 pub use connect::{Cluster, ClusterOptions};
 pub use delete::Deletion;
 pub use error::ClusterError;
+pub use forward::Forward;
 pub use logs::{LogLine, LogOptions, Logs};
 pub use scale::Scaled;
