@@ -14,7 +14,7 @@ demo-marco: build
 	scripts/demo-marco
 
 test: build
-	scripts/setup python megatron grpcurl grpcio rclone moto azurite kenlm prometheus browser
+	scripts/setup python megatron grpcurl grpcio rclone moto azurite kenlm prometheus browser kubernetes checkov
 	python3 -m unittest discover bench
 	python3 -m unittest discover scripts
 	third_party/browser/bin/python -m unittest discover cli/tests/page

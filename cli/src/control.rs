@@ -3,11 +3,16 @@
 use std::time::Duration;
 
 use clap::Args;
-use polo_proto::v1::{CheckpointRequest, DrainRequest, StopRequest, control_client::ControlClient};
+use polo_kubernetes::Forward;
+use polo_proto::v1::{CheckpointRequest, DrainRequest, GetStatusRequest, StopRequest, control_client::ControlClient};
 use polo_transport::{ClientArgs, Credentials};
-use tonic::{Code, service::interceptor::InterceptedService, transport::Channel};
+use tonic::{
+    Code,
+    service::interceptor::InterceptedService,
+    transport::{Channel, Endpoint, Error},
+};
 
-use crate::error::CliError;
+use crate::{error::CliError, kubernetes::ClusterArgs};
 
 /// For a connection, for an answer, and for a sign of life while nothing is said.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -18,8 +23,64 @@ pub struct AddressArgs {
     /// Where the coordinator listens
     #[arg(long, env = "POLO_COORDINATOR", default_value = "http://127.0.0.1:7070", value_name = "URL")]
     pub address: String,
+    /// A run on Kubernetes, instead of an address; its coordinator is reached through the cluster's API server
+    #[arg(long, value_name = "NAME")]
+    run: Option<String>,
     #[command(flatten)]
-    pub protection: ClientArgs,
+    cluster: ClusterArgs,
+    #[command(flatten)]
+    protection: ClientArgs,
+}
+
+/// What commands ask a coordinator with.
+pub type Client = ControlClient<InterceptedService<Channel, Credentials>>;
+
+/// A coordinator that is listened to.
+pub struct Coordinator {
+    /// What it is asked with.
+    pub client: Client,
+    /// What it is called in messages.
+    pub place: String,
+}
+
+impl AddressArgs {
+    /// Reaches the coordinator, within a bounded time.
+    pub async fn connect(&self) -> Result<Coordinator, CliError> {
+        match &self.run {
+            Some(run) => self.connect_to_run(run).await,
+            None => self.connect_to_address().await,
+        }
+    }
+
+    async fn connect_to_address(&self) -> Result<Coordinator, CliError> {
+        let client = polo_transport::Client::new(self.protection.clone());
+        let (endpoint, credentials) = client.prepare(&self.address)?;
+        let channel = client.connect(patient(endpoint)).await;
+        let place = self.address.clone();
+        Ok(Coordinator { client: asking(channel, credentials, &place)?, place })
+    }
+
+    async fn connect_to_run(&self, run: &str) -> Result<Coordinator, CliError> {
+        let cluster = self.cluster.open().await?;
+        let place = format!("run {run} in namespace {}", cluster.namespace());
+        let transport = polo_transport::Client::new(self.protection.clone());
+        // Unencrypted, it is so within the API server's own encryption only.
+        let url = match self.protection.ca {
+            Some(_) => format!("https://{run}-coordinator.{}.svc", cluster.namespace()),
+            None => "http://localhost".into(),
+        };
+        let (endpoint, credentials) = transport.prepare(&url)?;
+        let Forward { stream, refusal } = cluster.connect_to_coordinator(run).await?;
+        let channel = transport.connect_over(patient(endpoint), stream).await;
+        let mut client = asking(channel, credentials, &place)?;
+        // The way is open before it is known whether somebody listens at its end: an answer tells.
+        tokio::select! {
+            biased;
+            refusal = refusal => return Err(refusal.into()),
+            answer = client.get_status(GetStatusRequest {}) => answer.map_err(refused(&place))?,
+        };
+        Ok(Coordinator { client, place })
+    }
 }
 
 /// Arguments of `polo drain`.
@@ -31,19 +92,13 @@ pub struct DrainArgs {
     address: AddressArgs,
 }
 
-/// What commands call a coordinator with.
-pub type Client = ControlClient<InterceptedService<Channel, Credentials>>;
-
-/// A client of the coordinator that is meant, within a bounded time.
-pub async fn connect(args: &AddressArgs) -> Result<Client, CliError> {
-    let client = polo_transport::Client::new(args.protection.clone());
-    let (endpoint, credentials) = client.prepare(&args.address)?;
+fn patient(endpoint: Endpoint) -> Endpoint {
     let endpoint = endpoint.connect_timeout(PATIENCE).timeout(PATIENCE);
-    let endpoint = endpoint.http2_keep_alive_interval(PATIENCE).keep_alive_timeout(PATIENCE);
-    let channel = client.connect(endpoint).await.map_err(|error| {
-        let problem = innermost(&error);
-        CliError::Unreachable { address: args.address.clone(), problem }
-    })?;
+    endpoint.http2_keep_alive_interval(PATIENCE).keep_alive_timeout(PATIENCE)
+}
+
+fn asking(channel: Result<Channel, Error>, credentials: Credentials, place: &str) -> Result<Client, CliError> {
+    let channel = channel.map_err(|error| CliError::Unreachable { address: place.into(), problem: innermost(&error) })?;
     Ok(ControlClient::with_interceptor(channel, credentials))
 }
 
@@ -65,22 +120,24 @@ pub fn refused(address: &str) -> impl Fn(tonic::Status) -> CliError {
 
 /// `polo checkpoint`.
 pub async fn checkpoint(args: AddressArgs) -> Result<(), CliError> {
-    connect(&args).await?.checkpoint(CheckpointRequest {}).await.map_err(refused(&args.address))?;
+    let Coordinator { mut client, place } = args.connect().await?;
+    client.checkpoint(CheckpointRequest {}).await.map_err(refused(&place))?;
     eprintln!("a checkpoint will be written at the next step boundary");
     Ok(())
 }
 
 /// `polo stop`.
 pub async fn stop(args: AddressArgs) -> Result<(), CliError> {
-    connect(&args).await?.stop(StopRequest {}).await.map_err(refused(&args.address))?;
+    let Coordinator { mut client, place } = args.connect().await?;
+    client.stop(StopRequest {}).await.map_err(refused(&place))?;
     eprintln!("the run stops at the next step boundary, with a checkpoint");
     Ok(())
 }
 
 /// `polo drain`.
 pub async fn drain(args: DrainArgs) -> Result<(), CliError> {
-    let (address, worker_id) = (&args.address.address, args.worker.clone());
-    connect(&args.address).await?.drain(DrainRequest { worker_id }).await.map_err(refused(address))?;
+    let Coordinator { mut client, place } = args.address.connect().await?;
+    client.drain(DrainRequest { worker_id: args.worker.clone() }).await.map_err(refused(&place))?;
     eprintln!("worker {} hands back what it holds and leaves", args.worker);
     Ok(())
 }

@@ -52,6 +52,20 @@ pub struct CoordinatorArgs {
     /// Workers that are expected; with so many the run starts without waiting for more
     #[arg(long, default_value_t = 1)]
     workers: usize,
+    /// What a SIGTERM does: stops the run with a checkpoint, or ends only the coordinator, with exit code 75, so that one
+    /// that is started again goes on
+    #[arg(long, value_enum, default_value_t)]
+    on_sigterm: OnSigterm,
+}
+
+/// What a coordinator does about a SIGTERM.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum OnSigterm {
+    /// Stops the run at the next step boundary, as Ctrl-C does.
+    #[default]
+    Stop,
+    /// Leaves the run to the next coordinator; workers train on meanwhile.
+    Leave,
 }
 
 /// A coordinator that is ready to serve.
@@ -123,20 +137,20 @@ async fn check_corpus(recipe: &Recipe) -> Result<(), ManifestError> {
 
 /// `polo coordinator`.
 pub async fn run(args: CoordinatorArgs) -> Result<(), CliError> {
-    serve(open(&args.serve, args.workers).await?, &args.serve).await
+    serve(open(&args.serve, args.workers).await?, &args.serve, args.on_sigterm).await
 }
 
 /// Serves a run, whose workers others start, to its end.
-pub async fn serve(opened: Opened, args: &ServeArgs) -> Result<(), CliError> {
+pub async fn serve(opened: Opened, args: &ServeArgs, on_sigterm: OnSigterm) -> Result<(), CliError> {
     let progress = tokio::spawn(Progress::new(args.log_every).follow(opened.news));
-    let mut signals = Signals::new()?;
+    let mut signals = Signals::new(on_sigterm)?;
     let stop = opened.run.stop_handle();
     let serving = opened.run.serve(opened.listener, opened.tls);
     tokio::pin!(serving);
     let outcome = loop {
         tokio::select! {
             outcome = &mut serving => break outcome?,
-            () = signals.next() => signals.on_signal(&stop).await?,
+            signal = signals.next() => signals.on_signal(signal, &stop).await?,
         }
     };
     conclude(&opened.recipe, outcome, progress, args.fail_on_worse).await
@@ -178,30 +192,35 @@ fn no_alarm(validation: &[SourceValidation]) -> Result<(), CliError> {
     if worse.is_empty() { Ok(()) } else { Err(CliError::Worse { sources: worse.join(", ") }) }
 }
 
-/// Ctrl-C and SIGTERM: the first asks for a clean stop, the second ends at once.
+/// Ctrl-C and SIGTERM: the first asks for a clean stop, unless a SIGTERM means less, and the second ends at once.
 pub struct Signals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
+    on_sigterm: OnSigterm,
     num_seen: u32,
 }
 
 impl Signals {
     /// Begins to catch them.
-    pub fn new() -> Result<Self, CliError> {
+    pub fn new(on_sigterm: OnSigterm) -> Result<Self, CliError> {
         let catch = |kind| signal(kind).map_err(CliError::io("cannot catch signals"));
-        Ok(Self { interrupt: catch(SignalKind::interrupt())?, terminate: catch(SignalKind::terminate())?, num_seen: 0 })
+        let (interrupt, terminate) = (catch(SignalKind::interrupt())?, catch(SignalKind::terminate())?);
+        Ok(Self { interrupt, terminate, on_sigterm, num_seen: 0 })
     }
 
     /// Waits for the next one.
-    pub async fn next(&mut self) {
+    pub async fn next(&mut self) -> SignalKind {
         tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => SignalKind::interrupt(),
+            _ = self.terminate.recv() => SignalKind::terminate(),
         }
     }
 
-    /// Asks the run to stop, or gives up on it.
-    pub async fn on_signal(&mut self, stop: &StopHandle) -> Result<(), CliError> {
+    /// Asks the run to stop, or gives up on it, or leaves it as it is.
+    pub async fn on_signal(&mut self, signal: SignalKind, stop: &StopHandle) -> Result<(), CliError> {
+        if signal == SignalKind::terminate() && self.on_sigterm == OnSigterm::Leave {
+            return Err(CliError::Terminated);
+        }
         self.num_seen += 1;
         if self.num_seen > 1 {
             return Err(CliError::Interrupted);

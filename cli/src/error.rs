@@ -3,6 +3,7 @@
 use std::{io, net::SocketAddr, path::PathBuf};
 
 use polo_coordinator::CoordinatorError;
+use polo_kubernetes::{ClusterError, SubmissionError, TERMINATED_EXIT_CODE};
 use polo_store::{corpus::ManifestError, recipe_file::RecipeFileError};
 
 use crate::{chaos, export, plan, recipe, samples, verify};
@@ -32,6 +33,10 @@ pub enum CliError {
     Coordinator(#[from] CoordinatorError),
     #[error(transparent)]
     Corpus(#[from] ManifestError),
+    #[error(transparent)]
+    Submission(#[from] SubmissionError),
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
     #[error("cannot listen on {address}: {source}; is another run on that port? choose another with --listen")]
     Listen { address: SocketAddr, source: io::Error },
     #[error("cannot start {}: {source}; build it with `make build`, with FLAVOUR=cuda for GPUs, or name it with --worker-program", program.display())]
@@ -54,6 +59,8 @@ pub enum CliError {
     Worse { sources: String },
     #[error("all workers have exited and the run is not over; their messages are above")]
     NoWorkersLeft,
+    #[error("terminated; the run goes on, and a coordinator that is started again takes it up")]
+    Terminated,
     #[error("interrupted twice; the run was ended without a checkpoint")]
     Interrupted,
 }
@@ -63,6 +70,7 @@ impl CliError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Worse { .. } => 3,
+            Self::Terminated => TERMINATED_EXIT_CODE,
             _ => 1,
         }
     }

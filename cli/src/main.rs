@@ -7,6 +7,7 @@ mod control;
 mod coordinate;
 mod error;
 mod export;
+mod kubernetes;
 mod plan;
 mod progress;
 mod recipe;
@@ -43,13 +44,15 @@ const EXAMPLES: &str = "Examples:
   polo run recipe.toml --workers 4
   polo status --watch
   polo verify recipe.toml
-  polo export recipe.toml --to model/";
+  polo export recipe.toml --to model/
+  polo submit recipe.toml --workers 8 --image registry.example/polo:0.1.0";
 
 const EXIT_CODES: &str = "Exit codes:
   0  the run was completed, or stopped on request
   1  it failed
   2  the command line makes no sense
-  3  with --fail-on-worse: it ended well, but a watched source is worse than allowed";
+  3  with --fail-on-worse: it ended well, but a watched source is worse than allowed
+  75 with --on-sigterm leave: the coordinator was terminated, and the run goes on";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -61,6 +64,14 @@ enum Command {
     /// Runs only the coordinator of a recipe
     #[command(after_help = EXIT_CODES)]
     Coordinator(coordinate::CoordinatorArgs),
+    /// Puts a run on a Kubernetes cluster
+    Submit(Box<kubernetes::SubmitArgs>),
+    /// Changes how many workers a run on Kubernetes has
+    Scale(kubernetes::ScaleArgs),
+    /// Prints what the programs of a run on Kubernetes have said
+    Logs(kubernetes::LogsArgs),
+    /// Removes a run from a Kubernetes cluster; its store stays as it is
+    Delete(kubernetes::DeleteArgs),
     /// Shows how a run stands
     Status(status::StatusArgs),
     /// Asks a run for a checkpoint at the next step boundary
@@ -105,6 +116,10 @@ async fn dispatch(command: Command) -> Result<(), CliError> {
         Command::Prepare(args) => Ok(polo_prepare::run(args).await?),
         Command::Run(args) => run::run(args).await,
         Command::Coordinator(args) => coordinate::run(args).await,
+        Command::Submit(args) => kubernetes::submit(*args).await,
+        Command::Scale(args) => kubernetes::scale(args).await,
+        Command::Logs(args) => kubernetes::logs(args).await,
+        Command::Delete(args) => kubernetes::delete(args).await,
         Command::Status(args) => status::run(args).await,
         Command::Checkpoint(args) => control::checkpoint(args).await,
         Command::Stop(args) => control::stop(args).await,

@@ -6,7 +6,7 @@ use clap::Args;
 use polo_recipe::config::Device;
 
 use crate::{
-    coordinate::{self, ServeArgs, Signals},
+    coordinate::{self, OnSigterm, ServeArgs, Signals},
     error::CliError,
     progress::Progress,
     worker_processes::{Started, WorkerProcesses},
@@ -38,7 +38,7 @@ pub struct RunArgs {
 pub async fn run(args: RunArgs) -> Result<(), CliError> {
     let opened = coordinate::open(&args.serve, args.workers.into()).await?;
     if opened.run.has_ended() {
-        return coordinate::serve(opened, &args.serve).await;
+        return coordinate::serve(opened, &args.serve, OnSigterm::Stop).await;
     }
     let folder = tempfile::tempdir().map_err(CliError::io("cannot make a temporary folder"))?;
     let recipe_path = folder.path().join("recipe.toml");
@@ -60,7 +60,7 @@ pub async fn run(args: RunArgs) -> Result<(), CliError> {
     });
     workers.start(args.workers)?;
     let progress = tokio::spawn(Progress::new(args.serve.log_every).follow(opened.news));
-    let mut signals = Signals::new()?;
+    let mut signals = Signals::new(OnSigterm::Stop)?;
     let stop = opened.run.stop_handle();
     let serving = opened.run.serve(opened.listener, opened.tls);
     tokio::pin!(serving);
@@ -68,7 +68,7 @@ pub async fn run(args: RunArgs) -> Result<(), CliError> {
         tokio::select! {
             biased;
             outcome = &mut serving => break outcome?,
-            () = signals.next() => signals.on_signal(&stop).await?,
+            signal = signals.next() => signals.on_signal(signal, &stop).await?,
             left = workers.attend() => left?,
         }
     };

@@ -7,7 +7,7 @@ use polo_coordinator::json;
 use polo_proto::v1::{Bill, GetStatusRequest, Incident, LedgerEntry, Member, Status, WatchStatusRequest};
 
 use crate::{
-    control::{AddressArgs, connect, refused},
+    control::{AddressArgs, Coordinator, refused},
     error::CliError,
     progress::{line, validation_line},
     watch,
@@ -31,15 +31,14 @@ pub async fn run(args: StatusArgs) -> Result<(), CliError> {
     if args.watch && !args.json && std::io::stdout().is_terminal() {
         return print(watch::run(&args.address).await?, false);
     }
-    let address = &args.address.address;
-    let mut client = connect(&args.address).await?;
+    let Coordinator { mut client, place } = args.address.connect().await?;
     if !args.watch {
-        let response = client.get_status(GetStatusRequest {}).await.map_err(refused(address))?;
+        let response = client.get_status(GetStatusRequest {}).await.map_err(refused(&place))?;
         return print(response.into_inner().status.unwrap_or_default(), args.json);
     }
-    let stream = client.watch_status(WatchStatusRequest {}).await.map_err(refused(address))?;
+    let stream = client.watch_status(WatchStatusRequest {}).await.map_err(refused(&place))?;
     let mut stream = stream.into_inner();
-    let lost = |status: tonic::Status| CliError::Lost { address: address.clone(), problem: status.message().into() };
+    let lost = |status: tonic::Status| CliError::Lost { address: place.clone(), problem: status.message().into() };
     while let Some(response) = stream.message().await.map_err(lost)? {
         print(response.status.unwrap_or_default(), args.json)?;
     }

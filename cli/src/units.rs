@@ -19,6 +19,13 @@ pub fn bytes(text: &str) -> Result<u64, String> {
     quantity(text, &BYTE_UNITS, "80GiB").map(|bytes| bytes as u64)
 }
 
+/// Reads cores such as `8` or `0.5`, in thousandths.
+pub fn millicores(text: &str) -> Result<u64, String> {
+    let cores: f64 = text.trim().parse().map_err(|_| "not a number of cores; write it like 8 or 0.5".to_owned())?;
+    let millicores = (cores * 1000.0).round();
+    if millicores >= 1.0 { Ok(millicores as u64) } else { Err("it has to be at least 0.001".into()) }
+}
+
 /// Reads a rate such as `50GB/s`, in bytes a second.
 pub fn bytes_per_second(text: &str) -> Result<f64, String> {
     let example = "50GB/s";

@@ -83,16 +83,37 @@ impl Client {
         endpoint.connect_with_connector(connector).await
     }
 
+    /// As [`Client::connect`], over a stream that leads there already: one connection is all there is.
+    pub async fn connect_over<S>(&self, endpoint: Endpoint, stream: S) -> Result<Channel, Error>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let (client, mut stream) = (self.clone(), Some(stream));
+        let connector = service_fn(move |uri: Uri| {
+            let (client, stream) = (client.clone(), stream.take());
+            async move {
+                let stream = stream.ok_or(io::ErrorKind::NotConnected)?;
+                client.protect(&uri, stream).await.map(TokioIo::new)
+            }
+        });
+        endpoint.connect_with_connector(connector).await
+    }
+
     async fn dial(&self, uri: Uri) -> io::Result<Box<dyn Stream>> {
-        let is_encrypted = uri.scheme_str() == Some("https");
-        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-        let port = uri.port_u16().unwrap_or(if is_encrypted { 443 } else { 80 });
-        let stream = TcpStream::connect((host.as_str(), port)).await?;
+        let port = uri.port_u16().unwrap_or(if is_encrypted(&uri) { 443 } else { 80 });
+        let stream = TcpStream::connect((host(&uri), port)).await?;
         stream.set_nodelay(true)?;
-        if !is_encrypted {
+        self.protect(&uri, stream).await
+    }
+
+    async fn protect<S>(&self, uri: &Uri, stream: S) -> io::Result<Box<dyn Stream>>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        if !is_encrypted(uri) {
             return Ok(Box::new(stream));
         }
-        let name = ServerName::try_from(host).map_err(io::Error::other)?;
+        let name = ServerName::try_from(host(uri).to_owned()).map_err(io::Error::other)?;
         let config = self.tls().map_err(io::Error::other)?;
         Ok(Box::new(TlsConnector::from(config).connect(name, stream).await?))
     }
@@ -128,6 +149,14 @@ impl Client {
         shown.set_sensitive(true);
         Ok(Credentials(Some(shown)))
     }
+}
+
+fn is_encrypted(uri: &Uri) -> bool {
+    uri.scheme_str() == Some("https")
+}
+
+fn host(uri: &Uri) -> &str {
+    uri.host().unwrap_or_default().trim_matches(['[', ']'])
 }
 
 fn is_this_machine(host: &str) -> bool {

@@ -1,6 +1,15 @@
 //! `polo-worker`: one worker process of a run.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use clap::Parser;
 use polo_proto::v1;
@@ -80,6 +89,10 @@ struct Args {
     /// of one machine may share it.
     #[arg(long, env = "POLO_TRACE", value_name = "FILE")]
     trace: Option<PathBuf>,
+    /// Exit code of a worker that has handed back what it holds because of a SIGTERM, where 0 would mean that nobody has to
+    /// take its place, as to Kubernetes
+    #[arg(long, value_name = "CODE", default_value_t = 0)]
+    sigterm_exit_code: u8,
     /// Ends when standard input is closed: ties the worker to the process that started it.
     #[arg(long)]
     while_stdin_open: bool,
@@ -142,7 +155,7 @@ pub fn main() -> ExitCode {
     // Whoever started this worker beside its coordinator hears from that one why the session ended.
     let speaker = args.while_stdin_open.then(|| format!("worker {}", args.id));
     match (run(args), speaker) {
-        (Ok(()), _) => return ExitCode::SUCCESS,
+        (Ok(exit_code), _) => return ExitCode::from(exit_code),
         (Err(WorkerError::Run(_)), Some(_)) => {}
         (Err(error), speaker) => eprintln!("{}: {error}", speaker.as_deref().unwrap_or("error")),
     }
@@ -165,22 +178,37 @@ fn end_with_stdin() {
     std::process::exit(1);
 }
 
-fn run(args: Args) -> Result<(), WorkerError> {
+/// Whether a SIGTERM has come, and what that makes of the exit code.
+struct Sigterm {
+    exit_code: u8,
+    has_come: AtomicBool,
+}
+
+impl Sigterm {
+    /// What a worker exits with that has ended well.
+    fn exit_code(&self, ending: &Ending) -> u8 {
+        let was_sent_away = matches!(ending, Ending::Drained) && self.has_come.load(Ordering::Relaxed);
+        if was_sent_away { self.exit_code } else { 0 }
+    }
+}
+
+fn run(args: Args) -> Result<u8, WorkerError> {
     let recipe = recipe_file::load(&args.recipe, &args.sets)?;
     settle(&recipe, args.gpu)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(WorkerError::Threads)?;
-    let ending = runtime.block_on(work_until_asked_to_leave(args, recipe))?;
+    let sigterm = Arc::new(Sigterm { exit_code: args.sigterm_exit_code, has_come: AtomicBool::new(false) });
+    let ending = runtime.block_on(work_until_asked_to_leave(args, recipe, sigterm.clone()))?;
     // Whatever is still in flight belongs to a run that has ended.
     runtime.shutdown_background();
     match ending {
-        Ending::Released | Ending::Drained => Ok(()),
+        Ending::Released | Ending::Drained => Ok(sigterm.exit_code(&ending)),
         Ending::Failed(reason) => Err(WorkerError::Run(reason)),
     }
 }
 
 /// Works; asked to leave before there is anything to hand back, it just leaves.
-async fn work_until_asked_to_leave(args: Args, recipe: Recipe) -> Result<Ending, WorkerError> {
+async fn work_until_asked_to_leave(args: Args, recipe: Recipe, sigterm: Arc<Sigterm>) -> Result<Ending, WorkerError> {
     let mut terminations = signal(SignalKind::terminate()).map_err(WorkerError::Signals)?;
     let corpus_store = Store::open(&recipe.corpus.url)?;
     let cache = Cache::open(&args.cache, args.cache_bytes)?;
@@ -188,22 +216,32 @@ async fn work_until_asked_to_leave(args: Args, recipe: Recipe) -> Result<Ending,
     tokio::select! {
         corpus = opening => {
             let corpus = Arc::new(corpus?);
-            work(args, recipe, corpus, terminations).await
+            work(args, recipe, corpus, terminations, sigterm).await
         }
-        _ = terminations.recv() => Ok(Ending::Drained),
+        _ = terminations.recv() => {
+            sigterm.has_come.store(true, Ordering::Relaxed);
+            Ok(Ending::Drained)
+        }
     }
 }
 
 /// The first wish to leave is the session's to fulfil; whoever asks again does not want to wait.
-async fn pass_on_wishes_to_leave(mut terminations: Signal, desk: Arc<Desk>) {
+async fn pass_on_wishes_to_leave(mut terminations: Signal, sigterm: Arc<Sigterm>, desk: Arc<Desk>) {
     terminations.recv().await;
+    sigterm.has_come.store(true, Ordering::Relaxed);
     desk.handle(Event::LeaveWanted);
     terminations.recv().await;
     eprintln!("error: asked twice to leave; what this worker holds was not handed back");
     std::process::exit(1);
 }
 
-async fn work(args: Args, recipe: Recipe, corpus: Arc<Corpus>, terminations: Signal) -> Result<Ending, WorkerError> {
+async fn work(
+    args: Args,
+    recipe: Recipe,
+    corpus: Arc<Corpus>,
+    terminations: Signal,
+    sigterm: Arc<Sigterm>,
+) -> Result<Ending, WorkerError> {
     let listening = Listener::bind(args.listen, &recipe.identity());
     let listener = listening.map_err(|source| WorkerError::Listen { address: args.listen, source })?;
     let (to_agent, effects) = mpsc::unbounded_channel();
@@ -216,7 +254,7 @@ async fn work(args: Args, recipe: Recipe, corpus: Arc<Corpus>, terminations: Sig
     let drain_timeout = Duration::from_secs(recipe.workers.drain_timeout_s);
     let session = Session::new(coordinator.clone(), coordinator_timeout, 0).with_drain_timeout(drain_timeout);
     let desk = Arc::new(Desk::new(session, to_agent, to_outbox));
-    tokio::spawn(pass_on_wishes_to_leave(terminations, desk.clone()));
+    tokio::spawn(pass_on_wishes_to_leave(terminations, sigterm.clone(), desk.clone()));
     let agent = Agent {
         hello: hello(&args, &recipe, &corpus, &listener),
         coordinator,
@@ -243,18 +281,19 @@ async fn work(args: Args, recipe: Recipe, corpus: Arc<Corpus>, terminations: Sig
         Ok(Ok(Ok(_))) => Ok(ending),
         Ok(Ok(Err(panic))) => std::panic::resume_unwind(panic),
         Ok(Err(error)) => Err(WorkerError::Run(error.to_string())),
-        Err(_) => leave_without_torch(&ending),
+        Err(_) => leave_without_torch(&ending, &sigterm),
     }
 }
 
 /// Ends the process at once: a thread that does not come back cannot be ended otherwise.
-fn leave_without_torch(ending: &Ending) -> ! {
+fn leave_without_torch(ending: &Ending, sigterm: &Sigterm) -> ! {
     let seconds = TORCH_FAREWELL.as_secs();
     eprintln!("error: the torch thread did not end within {seconds} s, and is left where it is");
     if let Ending::Failed(reason) = ending {
         eprintln!("error: {reason}");
+        std::process::exit(1);
     }
-    std::process::exit(i32::from(matches!(ending, Ending::Failed(_))));
+    std::process::exit(sigterm.exit_code(ending).into());
 }
 
 fn with_scheme(address: &str) -> String {

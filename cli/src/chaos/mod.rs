@@ -28,7 +28,11 @@ use self::{
     round::Turmoil,
     scene::Setting,
 };
-use crate::{coordinate::Signals, error::CliError, talk::say};
+use crate::{
+    coordinate::{OnSigterm, Signals},
+    error::CliError,
+    talk::say,
+};
 
 /// Runs in a row that may end without a single fault.
 const MOST_QUIET_RUNS: usize = 3;
@@ -136,7 +140,7 @@ pub async fn run(args: ChaosArgs) -> Result<(), CliError> {
             Network::Loopback
         }
     };
-    let mut signals = Signals::new()?;
+    let mut signals = Signals::new(OnSigterm::Stop)?;
     let temporary = tempfile::tempdir().map_err(CliError::io("cannot make a temporary folder"))?;
     let folder = match &args.keep {
         Some(folder) => made_empty(folder)?,

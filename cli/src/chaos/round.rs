@@ -88,7 +88,7 @@ impl Round<'_> {
             let Some(moment) = moments.into_iter().flatten().min() else { continue };
             tokio::select! {
                 biased;
-                () = signals.next() => return Err(Error::Interrupted),
+                _ = signals.next() => return Err(Error::Interrupted),
                 exit = self.scene.processes.next_exit() => {
                     let may_give_up = !self.scene.is_store_whole() || !self.has_stepped_since_store_broke;
                     match self.scene.on_exit(exit, may_give_up) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use polo_proto::v1::{Status, WatchStatusRequest};
 use tokio::sync::watch;
 
-use crate::control::{AddressArgs, connect};
+use crate::control::AddressArgs;
 
 /// Between two tries to reach a coordinator that is away.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -20,7 +20,7 @@ pub async fn follow(url: String, status: watch::Sender<Status>) {
 }
 
 async fn follow_one(url: &str, status: &watch::Sender<Status>) -> Option<()> {
-    let mut client = connect(&AddressArgs { address: url.into(), ..Default::default() }).await.ok()?;
+    let mut client = AddressArgs { address: url.into(), ..Default::default() }.connect().await.ok()?.client;
     let mut stream = client.watch_status(WatchStatusRequest {}).await.ok()?.into_inner();
     while let Some(response) = stream.message().await.ok()? {
         status.send(response.status?).ok()?;

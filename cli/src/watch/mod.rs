@@ -19,7 +19,7 @@ use tonic::Streaming;
 
 use self::screen::{Lost, Quit, Screen};
 use crate::{
-    control::{AddressArgs, connect, refused},
+    control::{AddressArgs, Coordinator, refused},
     error::CliError,
 };
 
@@ -39,10 +39,9 @@ pub async fn run(args: &AddressArgs) -> Result<Status, CliError> {
 }
 
 async fn begin(args: &AddressArgs) -> Result<(Screen, Streaming<WatchStatusResponse>), CliError> {
-    let address = &args.address;
-    let mut client = connect(args).await?;
-    let history = client.get_history(GetHistoryRequest {}).await.map_err(refused(address))?.into_inner();
-    let statuses = client.watch_status(WatchStatusRequest {}).await.map_err(refused(address))?.into_inner();
+    let Coordinator { mut client, place } = args.connect().await?;
+    let history = client.get_history(GetHistoryRequest {}).await.map_err(refused(&place))?.into_inner();
+    let statuses = client.watch_status(WatchStatusRequest {}).await.map_err(refused(&place))?.into_inner();
     let mut screen = Screen::default();
     history.history.iter().for_each(|history| screen.take_history(history));
     Ok((screen, statuses))
