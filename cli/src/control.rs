@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct AddressArgs {
     /// Where the coordinator listens
     #[arg(long, env = "POLO_COORDINATOR", default_value = "http://127.0.0.1:7070", value_name = "URL")]
-    pub address: String,
+    address: String,
     /// A run on Kubernetes, instead of an address; its coordinator is reached through the cluster's API server
     #[arg(long, value_name = "NAME")]
     run: Option<String>,
@@ -44,6 +44,11 @@ pub struct Coordinator {
 }
 
 impl AddressArgs {
+    /// An address without protection.
+    pub fn to(url: &str) -> Self {
+        Self { address: url.into(), ..Self::default() }
+    }
+
     /// Reaches the coordinator, within a bounded time.
     pub async fn connect(&self) -> Result<Coordinator, CliError> {
         match &self.run {

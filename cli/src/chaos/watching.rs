@@ -20,7 +20,7 @@ pub async fn follow(url: String, status: watch::Sender<Status>) {
 }
 
 async fn follow_one(url: &str, status: &watch::Sender<Status>) -> Option<()> {
-    let mut client = AddressArgs { address: url.into(), ..Default::default() }.connect().await.ok()?.client;
+    let mut client = AddressArgs::to(url).connect().await.ok()?.client;
     let mut stream = client.watch_status(WatchStatusRequest {}).await.ok()?.into_inner();
     while let Some(response) = stream.message().await.ok()? {
         status.send(response.status?).ok()?;
