@@ -103,7 +103,8 @@ fn patient(endpoint: Endpoint) -> Endpoint {
 }
 
 fn asking(channel: Result<Channel, Error>, credentials: Credentials, place: &str) -> Result<Client, CliError> {
-    let channel = channel.map_err(|error| CliError::Unreachable { address: place.into(), problem: innermost(&error) })?;
+    let channel =
+        channel.map_err(|error| CliError::Unreachable { address: place.into(), problem: innermost(&error) })?;
     Ok(ControlClient::with_interceptor(channel, credentials))
 }
 

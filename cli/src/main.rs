@@ -45,7 +45,7 @@ const EXAMPLES: &str = "Examples:
   polo status --watch
   polo verify recipe.toml
   polo export recipe.toml --to model/
-  polo submit recipe.toml --workers 8 --image registry.example/polo:0.1.0";
+  polo submit recipe.toml --workers 8 --image registry.example/polo:0.1.0 --insecure";
 
 const EXIT_CODES: &str = "Exit codes:
   0  the run was completed, or stopped on request

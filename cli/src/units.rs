@@ -63,6 +63,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn cores_may_be_parts() {
+        assert_eq!(["8", "0.5", "0.001"].map(millicores), [Ok(8000), Ok(500), Ok(1)]);
+        for text in ["0", "-1", "0.0001", "8 cores", ""] {
+            assert!(millicores(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn numbers_have_their_units_factors() {
         for (text, expected) in
             [("80GiB", 80 << 30), ("80GB", 80_000_000_000), (" 40000 MiB ", 40_000 << 20), ("0.5KiB", 512)]

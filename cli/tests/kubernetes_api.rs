@@ -108,6 +108,18 @@ fn a_run_is_deleted_without_waiting() {
 }
 
 #[test]
+fn what_is_not_gone_in_time_is_named() {
+    let server = ApiServer::start();
+    said(&server.submit(&["--workers", "2"]));
+    let output = server.polo(&["delete", "demo", "--timeout-s", "0"]);
+    assert_one_error(&output, &["not gone after 0 s: job/demo-worker", "--timeout-s"]);
+    // The rest is there for the next try.
+    assert_eq!(server.object("configmaps", "demo")["kind"], "ConfigMap");
+    said(&server.polo(&["delete", "demo"]));
+    assert_eq!(objects(&server), []);
+}
+
+#[test]
 fn what_others_have_set_is_taken_only_by_force() {
     let server = ApiServer::start();
     said(&server.submit(&["--workers", "4"]));
@@ -157,7 +169,7 @@ fn whoever_may_not_is_told_what_is_missing() {
             &[&format!("you may not {verb} {resource} in namespace research"), "User \"viewer\"", "Role"],
         );
     };
-    let submit = ["submit", "recipe.toml", "--image", "polo", "--workers", "2"];
+    let submit = ["submit", "recipe.toml", "--image", "polo", "--workers", "2", "--insecure"];
     forbidden(&submit, "patch", "serviceaccounts");
     assert_eq!(server.names(), []);
     said(&server.submit(&["--workers", "2"]));

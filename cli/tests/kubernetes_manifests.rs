@@ -13,8 +13,17 @@ use kubernetes::{said, tool};
 use serde_json::{Value, json};
 use support::{assert_one_error, finish, talk};
 
-const SUBMIT: [&str; 8] =
-    ["submit", "k8s/recipe.toml", "--image", "registry.example/polo:0.1.0", "--workers", "8", "--max-workers", "16"];
+const SUBMIT: [&str; 8] = [
+    "submit",
+    "k8s/recipe.toml",
+    "--image",
+    "registry.example/polo:0.1.0",
+    "--workers",
+    "8",
+    "--max-workers",
+    "16",
+    "--insecure",
+];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")

@@ -40,6 +40,8 @@ pub struct Submission {
     pub node_selector: BTreeMap<String, String>,
     /// Kueue's queue in which the workers wait for their turn.
     pub queue: Option<String>,
+    /// Whoever reaches the coordinator's port may read and steer the run.
+    pub insecure: bool,
 }
 
 /// What a worker is given.
@@ -84,6 +86,10 @@ pub enum SubmissionError {
     Name { name: String, problem: &'static str, proposal: String },
     #[error("{field} is {location:?}, which only {reach} can reach; it has to be s3://, gs:// or az://")]
     Local { field: &'static str, location: String, reach: &'static str },
+    #[error(
+        "runs on Kubernetes have neither TLS nor tokens yet; pass --insecure if NetworkPolicies (and whom the namespace is for) are enough to keep others from reading and steering the run"
+    )]
+    Unprotected,
     #[error("--workers is 0; a run needs at least 1")]
     NoWorkers,
     #[error("--workers is {workers}, which is more than --max-workers {max_workers}")]
@@ -117,6 +123,9 @@ impl Submission {
             check_reachable("model.init", location)?;
         }
         self.check_workers()?;
+        if !self.insecure {
+            return Err(SubmissionError::Unprotected);
+        }
         self.env.keys().try_for_each(|name| check_env(name))
     }
 

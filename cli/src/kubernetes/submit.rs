@@ -17,19 +17,19 @@ the same recipe again brings the run's objects up to date. What a run is made of
 
 Examples:
   # Credentials from a Secret that `kubectl create secret generic` has made
-  polo submit recipe.toml --image registry.example/polo:0.1.0 --workers 8 --max-workers 16 --secret s3-credentials \\
+  polo submit recipe.toml --image registry.example/polo:0.1.0 --workers 8 --max-workers 16 --insecure --secret s3-credentials \\
     --env AWS_REGION=eu-central-1
 
   # Credentials from the cloud's identity of a ServiceAccount
-  polo submit recipe.toml --image registry.example/polo:0.1.0 --workers 8 \\
+  polo submit recipe.toml --image registry.example/polo:0.1.0 --workers 8 --insecure \\
     --service-account-annotation eks.amazonaws.com/role-arn=arn:aws:iam::123456789012:role/polo
 
   # GPUs, in a queue of Kueue's
   polo submit recipe.toml --image registry.example/polo:0.1.0 --worker-image registry.example/polo-cuda:0.1.0 \\
-    --set run.device=cuda --workers 8 --queue research
+    --set run.device=cuda --workers 8 --queue research --insecure
 
   # What would be applied
-  polo submit recipe.toml --image registry.example/polo:0.1.0 --workers 8 --dry-run > run.yaml";
+  polo submit recipe.toml --image registry.example/polo:0.1.0 --workers 8 --insecure --dry-run > run.yaml";
 
 /// Arguments of `polo submit`.
 #[derive(Debug, Args)]
@@ -84,6 +84,9 @@ pub struct SubmitArgs {
     /// Has the workers wait in this LocalQueue of Kueue's, which may start fewer, but at least workers.min_workers
     #[arg(long, value_name = "NAME")]
     queue: Option<String>,
+    /// Runs without TLS and tokens, which there are none of on Kubernetes yet: NetworkPolicies keep others out
+    #[arg(long)]
+    insecure: bool,
     /// Takes over fields that others have set
     #[arg(long)]
     force: bool,
@@ -156,6 +159,7 @@ impl SubmitArgs {
             },
             node_selector: self.node_selector.iter().cloned().collect(),
             queue: self.queue.clone(),
+            insecure: self.insecure,
             recipe,
         })
     }

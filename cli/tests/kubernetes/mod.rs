@@ -98,7 +98,7 @@ impl ApiServer {
 
     /// `polo submit` of the recipe.
     pub fn submit(&self, args: &[&str]) -> Output {
-        self.polo(&[&["submit", "recipe.toml"], &IMAGE[..], args].concat())
+        self.polo(&[&["submit", "recipe.toml", "--insecure"], &IMAGE[..], args].concat())
     }
 }
 

@@ -50,7 +50,10 @@ pub enum ClusterError {
     OutOfBounds { run: String, wanted: u32, least: u32, most: u32 },
     #[error("the coordinator of run {run} cannot be reached: {why}")]
     NoCoordinator { run: String, why: String },
-    #[error("{} still there after {seconds} s: {}; look at `kubectl describe`, or try again with a longer --timeout-s", if names.len() == 1 { "one object is" } else { "some objects are" }, names.join(", "))]
+    #[error(
+        "not gone after {seconds} s: {}; look at `kubectl describe`, or try again with a longer --timeout-s",
+        names.join(", ")
+    )]
     StillThere { names: Vec<String>, seconds: u64 },
     #[error("no pod of run {run} {which}")]
     NoPods { run: String, which: String },

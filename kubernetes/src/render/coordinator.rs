@@ -49,7 +49,7 @@ fn pod_spec() -> PodSpec {
 fn container(submission: &Submission) -> Container {
     let listen = format!("0.0.0.0:{COORDINATOR_PORT}");
     let args = ["coordinator", RECIPE_PATH, "--listen", &listen, "--workers", "$(POLO_EXPECTED_WORKERS)"];
-    let args = args.into_iter().chain(["--on-sigterm", "leave"]);
+    let args = args.into_iter().chain(["--on-sigterm", "leave"]).chain(submission.insecure.then_some("--insecure"));
     Container {
         command: Some(vec!["polo".into()]),
         args: Some(args.map(Into::into).collect()),
