@@ -274,3 +274,9 @@ fn names_of_the_longest_run_are_still_names_of_hosts() {
         assert!(name.len() + index.len() <= 63, "{name}{index}");
     }
 }
+
+#[test]
+fn nobody_runs_unprotected_without_saying_so() {
+    let error = Submission { insecure: false, ..submission() }.check().expect_err("refused").to_string();
+    assert!(error.contains("--insecure"), "{error}");
+}
