@@ -137,13 +137,14 @@ async fn check_corpus(recipe: &Recipe) -> Result<(), ManifestError> {
 
 /// `polo coordinator`.
 pub async fn run(args: CoordinatorArgs) -> Result<(), CliError> {
-    serve(open(&args.serve, args.workers).await?, &args.serve, args.on_sigterm).await
+    // From here on: what comes while the run is being opened is seen to when it is served.
+    let signals = Signals::new(args.on_sigterm)?;
+    serve(open(&args.serve, args.workers).await?, &args.serve, signals).await
 }
 
 /// Serves a run, whose workers others start, to its end.
-pub async fn serve(opened: Opened, args: &ServeArgs, on_sigterm: OnSigterm) -> Result<(), CliError> {
+pub async fn serve(opened: Opened, args: &ServeArgs, mut signals: Signals) -> Result<(), CliError> {
     let progress = tokio::spawn(Progress::new(args.log_every).follow(opened.news));
-    let mut signals = Signals::new(on_sigterm)?;
     let stop = opened.run.stop_handle();
     let serving = opened.run.serve(opened.listener, opened.tls);
     tokio::pin!(serving);

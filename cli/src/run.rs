@@ -38,7 +38,7 @@ pub struct RunArgs {
 pub async fn run(args: RunArgs) -> Result<(), CliError> {
     let opened = coordinate::open(&args.serve, args.workers.into()).await?;
     if opened.run.has_ended() {
-        return coordinate::serve(opened, &args.serve, OnSigterm::Stop).await;
+        return coordinate::serve(opened, &args.serve, Signals::new(OnSigterm::Stop)?).await;
     }
     let folder = tempfile::tempdir().map_err(CliError::io("cannot make a temporary folder"))?;
     let recipe_path = folder.path().join("recipe.toml");
