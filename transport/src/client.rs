@@ -68,8 +68,9 @@ impl Client {
             return Err(TransportError::ExposedToken { url });
         }
         // Its files are looked at now, so that what is wrong with them is an error of its own, not of the connection.
-        let tls = (scheme == "https").then(|| self.tls()).transpose()?;
-        drop(tls);
+        if scheme == "https" {
+            self.tls()?;
+        }
         Ok((Endpoint::from(uri), self.credentials()?))
     }
 
@@ -141,11 +142,7 @@ impl Client {
     fn credentials(&self) -> Result<Credentials, TransportError> {
         let Some(path) = &self.args.token_file else { return Ok(Credentials::default()) };
         let shown = format!("Bearer {}", token::read(path)?).parse::<MetadataValue<Ascii>>();
-        let mut shown = shown.map_err(|e| TransportError::Pem {
-            path: path.clone(),
-            problem: e.to_string(),
-            needed: "a token of plain characters",
-        })?;
+        let mut shown = shown.map_err(|_| TransportError::OddToken { path: path.clone() })?;
         shown.set_sensitive(true);
         Ok(Credentials(Some(shown)))
     }

@@ -61,6 +61,12 @@ pub enum TransportError {
         /// The least length.
         least: usize,
     },
+    /// A token that cannot be sent.
+    #[error("the token in {} has other characters than letters, digits and signs; `openssl rand -hex 32` makes a good one", path.display())]
+    OddToken {
+        /// The file.
+        path: PathBuf,
+    },
     /// The same token for both roles.
     #[error("{} and {} hold the same token; a worker's must not be an operator's", worker.display(), operator.display())]
     SameToken {

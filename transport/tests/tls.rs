@@ -187,6 +187,15 @@ fn a_token_goes_nowhere_where_others_can_read_it() {
 }
 
 #[test]
+fn a_token_that_cannot_be_sent_is_refused_without_being_shown() {
+    let world = World::new();
+    let token_file = Some(world.write("token", "a-token-with-a-line\u{7}-in-it"));
+    let client = Client::new(ClientArgs { token_file, ..Default::default() });
+    let error = client.prepare("http://127.0.0.1:7070").map(drop).expect_err("refused");
+    assert!(matches!(error, TransportError::OddToken { .. }) && !error.to_string().contains("a-token"), "{error}");
+}
+
+#[test]
 fn addresses_that_make_no_sense_say_what_would() {
     let error = |url: &str| Client::default().prepare(url).map(drop).expect_err(url).to_string();
     for url in ["ftp://host", "http://", "http://a b"] {
