@@ -13,7 +13,7 @@ use kubernetes::{said, tool};
 use serde_json::{Value, json};
 use support::{assert_one_error, finish, talk};
 
-const SUBMIT: [&str; 8] = [
+const SUBMIT: [&str; 9] = [
     "submit",
     "k8s/recipe.toml",
     "--image",
