@@ -69,7 +69,7 @@ pub async fn run(args: RunArgs) -> Result<(), CliError> {
             biased;
             outcome = &mut serving => break outcome?,
             signal = signals.next() => signals.on_signal(signal, &stop).await?,
-            left = workers.attend() => left?,
+            left = workers.attend(&stop) => left?,
         }
     };
     workers.wait_for_all().await;

@@ -10,6 +10,7 @@ use std::{
 };
 
 use futures::{StreamExt, stream::FuturesUnordered};
+use polo_coordinator::StopHandle;
 use tokio::{
     process::{Child, Command},
     signal::unix::SignalKind,
@@ -85,14 +86,18 @@ impl WorkerProcesses {
     }
 
     /// Waits for the next worker to exit, and does what is to be done about it. An error if nobody is left.
-    pub async fn attend(&mut self) -> Result<(), CliError> {
+    pub async fn attend(&mut self, run: &StopHandle) -> Result<(), CliError> {
+        if self.lives.is_empty() && run.has_ended() {
+            // Nobody is needed any more, and how the run has ended is about to be known.
+            return std::future::pending().await;
+        }
         let Some(Ok((number, status))) = self.lives.next().await else { return Err(CliError::NoWorkersLeft) };
         let id = format!("w{number}");
         let words = status.map_or("unknown".to_string(), |status| status.to_string());
         say(format_args!("worker {id} exited: {words}"));
         // One that leaves with success was asked to, or is not needed any more.
         let has_left_well = status.is_some_and(|status| status.success());
-        if self.how.respawn && !has_left_well {
+        if self.how.respawn && !has_left_well && !run.has_ended() {
             let (started, num_short_lives) = self.started.get(&number).copied().unwrap_or((Instant::now(), 0));
             let num_short_lives = match started.elapsed() < SHORT_LIFE {
                 true if was_killed(status) => num_short_lives,
@@ -107,7 +112,7 @@ impl WorkerProcesses {
                 "worker {id} is not started again: it exited {num_short_lives} times in a row within {seconds} s of its start"
             ));
         }
-        if self.lives.is_empty() { Err(CliError::NoWorkersLeft) } else { Ok(()) }
+        if self.lives.is_empty() && !run.has_ended() { Err(CliError::NoWorkersLeft) } else { Ok(()) }
     }
 
     /// Waits, not for long, until all workers have left.

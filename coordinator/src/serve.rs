@@ -84,6 +84,11 @@ impl StopHandle {
     pub async fn stop(&self) {
         let _ = self.0.send(Inbound::Event(Event::StopRequested)).await;
     }
+
+    /// Whether the run has ended, though those who listened to it may still be told so.
+    pub fn has_ended(&self) -> bool {
+        self.0.is_closed()
+    }
 }
 
 impl Run {
