@@ -85,7 +85,9 @@ async fn follow(
     redraw.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
         tokio::select! {
-            _ = redraw.tick() => drop(terminal.draw(|frame| view::draw(frame, screen))?),
+            _ = redraw.tick() => {
+                terminal.draw(|frame| view::draw(frame, screen))?;
+            }
             key = keys.next() => if press(screen, key)?.is_some() {
                 return Ok(Ended::ForGood);
             },
