@@ -26,8 +26,9 @@ const table = (id) => {
   return [...document.querySelectorAll(`#${id} tbody tr`)].map(cells);
 };
 const terms = (id) => Object.fromEntries([...document.querySelectorAll(`#${id} > div`)].map((item) => [...item.children].map((part) => part.textContent)).map(([term, value, note]) => [term, { value, note }]));
+draw();
 return {
-  run: text("run"), phase: text("phase"), step: text("step"), num_steps: text("num-steps"), stage: text("stage"), link: document.getElementById("link").dataset.link,
+  status, run: text("run"), phase: text("phase"), step: text("step"), num_steps: text("num-steps"), stage: text("stage"), link: document.getElementById("link").dataset.link,
   notices: [...document.querySelectorAll("#notices li")].map((item) => item.textContent),
   figures: terms("figures"), details: terms("details"), identity: terms("identity"),
   sources: table("sources"), workers: table("workers"), incidents: table("incidents"),
@@ -151,14 +152,15 @@ def wait_for(driver, condition):
 
 
 def wrong_state(driver, url, token=None):
-    """What differs from the server's state. A run goes on meanwhile, so both are looked at until they agree."""
+    """What differs from the server's state. A run goes on meanwhile: of a later state than we know, the page's word is taken."""
     until = time.monotonic() + PATIENCE_S
     while True:
-        status = status_of(url, token)
-        time.sleep(1.2)  # A state is drawn within a second.
-        found = differences(driver.execute_script(STATE_OF_PAGE), status)
+        known = status_of(url, token)
+        shown = driver.execute_script(STATE_OF_PAGE)
+        found = differences(shown, shown["status"] if shown["status"]["step"] > known["step"] else known)
         if not found or time.monotonic() > until:
             return found
+        time.sleep(0.3)
 
 
 def wrong_looks(driver, url, token=None):
