@@ -4,7 +4,7 @@ PARTS := libtorch tokenizer udhr seaweedfs
 # cpu: everything. cuda: polo-worker-cuda, the worker for NVIDIA GPUs; neither rebuilds the other.
 FLAVOUR := cpu
 
-.PHONY: demo demo-marco test test-gpu bench-gpu gpu-programs soak lint bench bench-elastic bench-control build build-cpu build-cuda setup
+.PHONY: demo demo-marco images test test-gpu bench-gpu gpu-programs soak lint bench bench-elastic bench-control build build-cpu build-cuda setup
 
 demo: build
 	scripts/demo
@@ -13,8 +13,17 @@ demo-marco: build
 	scripts/setup rclone libreoffice-help
 	scripts/demo-marco
 
-test: build
-	scripts/setup python megatron grpcurl grpcio rclone moto azurite kenlm prometheus browser kubernetes checkov
+# Container images of the flavour, for podman or docker: images/README.md.
+IMAGES_cpu := coordinator worker
+IMAGES_cuda := worker-cuda
+
+images: build-cpu build-$(FLAVOUR)
+	images/build $(IMAGES_$(FLAVOUR))
+
+# Not of `build`: tests have features of their own, and make the same programs with them.
+test: setup
+	scripts/setup python megatron grpcurl grpcio rotel tensorboard rclone moto azurite kenlm prometheus browser kubernetes checkov podman
+	cargo test --workspace --no-run
 	python3 -m unittest discover bench
 	python3 -m unittest discover scripts
 	third_party/browser/bin/python -m unittest discover cli/tests/page
@@ -38,6 +47,10 @@ gpu-programs: build-cpu build-cuda
 
 soak: build
 	POLO_SIM_RUNS=$${POLO_SIM_RUNS:-100000} cargo test -p polo-sim --test simulation every_run -- --nocapture
+
+# Each reader of bytes from outside, one after the other, for so many seconds each.
+fuzz: build
+	POLO_FUZZ_SECONDS=$${POLO_FUZZ_SECONDS:-600} cargo test --workspace fuzz_ -- --nocapture --test-threads 1
 
 lint: setup
 	cargo fmt --all --check

@@ -11,6 +11,7 @@ use tonic::{
     service::interceptor::InterceptedService,
     transport::{Channel, Endpoint, Error},
 };
+use polo_log::say;
 
 use crate::{error::CliError, kubernetes::ClusterArgs};
 
@@ -71,7 +72,7 @@ impl AddressArgs {
         let transport = polo_transport::Client::new(self.protection.clone());
         // Unencrypted, it is so within the API server's own encryption only.
         let url = match self.protection.ca {
-            Some(_) => format!("https://{run}-coordinator.{}.svc", cluster.namespace()),
+            Some(_) => format!("https://{}", polo_kubernetes::coordinator_host(run)),
             None => "http://localhost".into(),
         };
         let (endpoint, credentials) = transport.prepare(&url)?;
@@ -128,7 +129,7 @@ pub fn refused(address: &str) -> impl Fn(tonic::Status) -> CliError {
 pub async fn checkpoint(args: AddressArgs) -> Result<(), CliError> {
     let Coordinator { mut client, place } = args.connect().await?;
     client.checkpoint(CheckpointRequest {}).await.map_err(refused(&place))?;
-    eprintln!("a checkpoint will be written at the next step boundary");
+    say("a checkpoint will be written at the next step boundary");
     Ok(())
 }
 
@@ -136,7 +137,7 @@ pub async fn checkpoint(args: AddressArgs) -> Result<(), CliError> {
 pub async fn stop(args: AddressArgs) -> Result<(), CliError> {
     let Coordinator { mut client, place } = args.connect().await?;
     client.stop(StopRequest {}).await.map_err(refused(&place))?;
-    eprintln!("the run stops at the next step boundary, with a checkpoint");
+    say("the run stops at the next step boundary, with a checkpoint");
     Ok(())
 }
 
@@ -144,6 +145,6 @@ pub async fn stop(args: AddressArgs) -> Result<(), CliError> {
 pub async fn drain(args: DrainArgs) -> Result<(), CliError> {
     let Coordinator { mut client, place } = args.address.connect().await?;
     client.drain(DrainRequest { worker_id: args.worker.clone() }).await.map_err(refused(&place))?;
-    eprintln!("worker {} hands back what it holds and leaves", args.worker);
+    say(format_args!("worker {} hands back what it holds and leaves", args.worker));
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use clap::Args;
-use polo_coordinator::{Network, News, Opening, Run, StopHandle, json, machine::Outcome};
+use polo_coordinator::{Network, News, Observers, Opening, Run, StopHandle, Wanted, json, machine::Outcome};
 use polo_proto::v1::SourceValidation;
 use polo_recipe::{config::Recipe, ids::Step};
 use polo_store::{
@@ -17,8 +17,9 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
 };
+use polo_log::say;
 
-use crate::{error::CliError, progress::Progress, talk::say};
+use crate::{error::CliError, progress::Progress};
 
 /// What every way to start a coordinator needs.
 #[derive(Debug, Clone, Args)]
@@ -31,6 +32,9 @@ pub struct ServeArgs {
     /// Where the coordinator listens; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:7070", value_name = "ADDRESS")]
     pub listen: SocketAddr,
+    /// Answers there, unencrypted and to everybody, whether it serves: for probes such as Kubernetes', which speak no TLS
+    #[arg(long, value_name = "ADDRESS")]
+    pub health_listen: Option<SocketAddr>,
     /// Takes a store that cannot keep two coordinators apart; make sure that there is never a second one
     #[arg(long)]
     pub unfenced: bool,
@@ -40,6 +44,12 @@ pub struct ServeArgs {
     /// Exits with 3 if a source of `validation.watch` is worse than allowed when the run ends
     #[arg(long)]
     pub fail_on_worse: bool,
+    /// Writes curves for TensorBoard into the run's store, every minute, under tensorboard/
+    #[arg(long, env = "POLO_TENSORBOARD")]
+    pub tensorboard: bool,
+    /// Sends traces of steps, generations and checkpoints to an OTLP collector, over gRPC, such as http://HOST:4317
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
     #[command(flatten)]
     pub protection: ServerArgs,
 }
@@ -82,15 +92,20 @@ pub struct Opened {
     pub address: SocketAddr,
     /// What happens.
     pub news: mpsc::UnboundedReceiver<News>,
+    /// Who else is told of it.
+    pub observers: Observers,
 }
 
 /// Opens the run and its socket.
 pub async fn open(args: &ServeArgs, expected_workers: usize) -> Result<Opened, CliError> {
     let recipe = recipe_file::load(&args.recipe, &args.sets)?;
+    polo_log::in_run(&recipe.run.name);
     let (guard, tls) = (Guard::new(&args.protection, args.listen)?, ServerTls::new(&args.protection)?);
-    let failed = |source| CliError::Listen { address: args.listen, source };
-    let listener = TcpListener::bind(args.listen).await.map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?;
+    let (listener, address) = bind(args.listen).await?;
+    let probes = match args.health_listen {
+        Some(address) => Some(bind(address).await?),
+        None => None,
+    };
     let (sender, news) = mpsc::unbounded_channel();
     let opening = Opening {
         expected_workers,
@@ -100,7 +115,7 @@ pub async fn open(args: &ServeArgs, expected_workers: usize) -> Result<Opened, C
         guard,
         is_encrypted: tls.is_some(),
     };
-    let run = Run::open(&recipe, opening, sender).await?;
+    let mut run = Run::open(&recipe, opening, sender).await?;
     for note in run.notes() {
         say(format_args!("note: {note}"));
     }
@@ -110,7 +125,20 @@ pub async fn open(args: &ServeArgs, expected_workers: usize) -> Result<Opened, C
     }
     say(format_args!("run {} (recipe {}): step {step} of {num_steps}", recipe.run.name, &recipe.identity()[..12]));
     say(format_args!("coordinator listens on {address}"));
-    Ok(Opened { recipe, run, listener, tls, address, news })
+    if let Some((listener, address)) = probes {
+        run.answer_probes(listener);
+        say(format_args!("probes are answered on {address}"));
+    }
+    let wanted = Wanted { tensorboard: args.tensorboard, traces_to: args.otlp_endpoint.clone() };
+    let (observers, news) = run.observe(&wanted, news);
+    Ok(Opened { recipe, run, listener, tls, address, news, observers })
+}
+
+async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), CliError> {
+    let failed = |source| CliError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
 }
 
 /// How a coordinator asks another one of its run whether it is there: with the certificate that it shows as a server.
@@ -154,6 +182,7 @@ pub async fn serve(opened: Opened, args: &ServeArgs, mut signals: Signals) -> Re
             signal = signals.next() => signals.on_signal(signal, &stop).await?,
         }
     };
+    opened.observers.finish().await;
     conclude(&opened.recipe, outcome, progress, args.fail_on_worse).await
 }
 

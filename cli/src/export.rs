@@ -8,6 +8,7 @@ use polo_recipe::layout::Layout;
 use polo_store::checkpoint::{self, Checked, Depth, Manifest, ParamReader};
 use polo_store::hf::{self, Dtype};
 use polo_store::{Store, StoreError};
+use polo_log::say;
 
 use crate::stored_run::{RunArgs, StoredRun};
 
@@ -68,7 +69,7 @@ pub async fn run(args: Args, recipe: Option<Recipe>) -> Result<(), Error> {
     let manifest = choose(&run.store, args.step).await?;
     let out = Store::open(&args.to)?;
     let tokenizer = tokenizer(args.tokenizer.as_deref(), run.recipe.corpus.tokenizer.as_deref())?;
-    eprintln!("exporting step {} ({} parameters, {}) to {}", manifest.step, manifest.num_params, args.dtype, out.url());
+    say(format_args!("exporting step {} ({} parameters, {}) to {}", manifest.step, manifest.num_params, args.dtype, out.url()));
     write(&run, &manifest, &out, args.dtype, tokenizer).await?;
     println!("{}", out.url());
     Ok(())
@@ -79,7 +80,7 @@ async fn choose(store: &Store, step: Option<u64>) -> Result<Manifest, Error> {
     let Some(step) = step else {
         let (newest, damaged) = checkpoint::newest_good(store, Depth::Deep).await?;
         for problem in damaged.iter().flat_map(|c| &c.problems) {
-            eprintln!("skipping a damaged checkpoint: {problem}");
+            say(format_args!("skipping a damaged checkpoint: {problem}"));
         }
         return newest.ok_or_else(|| Error::NoCheckpoint { url: store.url().to_owned() });
     };
@@ -99,7 +100,7 @@ fn tokenizer(asked: Option<&Path>, of_recipe: Option<&str>) -> Result<Option<Byt
     };
     match (asked, of_recipe) {
         (Some(path), _) => read(path).map(Some),
-        (None, Some(path)) => Ok(read(Path::new(path)).map_err(|e| eprintln!("exporting without tokenizer: {e}")).ok()),
+        (None, Some(path)) => Ok(read(Path::new(path)).map_err(|e| say(format_args!("exporting without tokenizer: {e}"))).ok()),
         (None, None) => Ok(None),
     }
 }
@@ -129,6 +130,8 @@ fn tokenizer_files(tokenizer: Bytes) -> [(String, Bytes); 2] {
         "eos_token": "<|endoftext|>",
         "pad_token": "<|endoftext|>",
         "clean_up_tokenization_spaces": false,
+        // A tokenizer whose class is not Qwen2's own would add `token_type_ids`, which the model does not take.
+        "model_input_names": ["input_ids", "attention_mask"],
     });
     [
         ("tokenizer.json".to_owned(), tokenizer),

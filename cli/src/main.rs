@@ -6,8 +6,10 @@ mod chaos;
 mod control;
 mod coordinate;
 mod error;
+mod examples;
 mod export;
 mod kubernetes;
+mod metrics;
 mod plan;
 mod progress;
 mod recipe;
@@ -15,7 +17,6 @@ mod run;
 mod samples;
 mod status;
 mod stored_run;
-mod talk;
 #[cfg(test)]
 mod test_run;
 mod units;
@@ -25,44 +26,28 @@ mod worker_processes;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use error::CliError;
 use polo_recipe::config::Recipe;
 use polo_store::recipe_file;
-use tracing_subscriber::EnvFilter;
 
 /// Continual pre-training of Qwen2 models that goes on when workers die, with the same result to the bit.
 #[derive(Debug, Parser)]
-#[command(name = "polo", version, after_help = EXAMPLES)]
+#[command(name = "polo", version, after_help = examples::POLO)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
-
-const EXAMPLES: &str = "Examples:
-  polo prepare --input raw/ --output corpus/ --tokenizer tokenizer.json
-  polo run recipe.toml --workers 4
-  polo status --watch
-  polo verify recipe.toml
-  polo export recipe.toml --to model/
-  polo submit recipe.toml --workers 8 --image registry.example/polo:0.1.0 --insecure";
-
-const EXIT_CODES: &str = "Exit codes:
-  0  the run was completed, or stopped on request
-  1  it failed
-  2  the command line makes no sense
-  3  with --fail-on-worse: it ended well, but a watched source is worse than allowed
-  75 with --on-sigterm leave: the coordinator was terminated, and the run goes on";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Turns raw text into token shards
     Prepare(polo_prepare::PrepareArgs),
     /// Runs a recipe on this machine: a coordinator and its workers
-    #[command(after_help = EXIT_CODES)]
+    #[command(after_help = examples::RUN)]
     Run(run::RunArgs),
     /// Runs only the coordinator of a recipe
-    #[command(after_help = EXIT_CODES)]
+    #[command(after_help = examples::COORDINATOR)]
     Coordinator(coordinate::CoordinatorArgs),
     /// Puts a run on a Kubernetes cluster
     Submit(Box<kubernetes::SubmitArgs>),
@@ -73,39 +58,50 @@ enum Command {
     /// Removes a run from a Kubernetes cluster; its store stays as it is
     Delete(kubernetes::DeleteArgs),
     /// Shows how a run stands
+    #[command(after_help = examples::STATUS)]
     Status(status::StatusArgs),
     /// Asks a run for a checkpoint at the next step boundary
+    #[command(after_help = examples::CHECKPOINT)]
     Checkpoint(control::AddressArgs),
     /// Stops a run at the next step boundary, with a checkpoint
+    #[command(after_help = examples::STOP)]
     Stop(control::AddressArgs),
     /// Has a worker hand back what it holds and leave
+    #[command(after_help = examples::DRAIN)]
     Drain(control::DrainArgs),
     /// Runs a recipe while hurting it in every way that it promises to survive, and compares the results
     Chaos(chaos::ChaosArgs),
     /// Checks a run's checkpoints and prints planned and trained tokens
+    #[command(after_help = examples::VERIFY)]
     Verify(verify::Args),
     /// Prints the documents that a step is trained on
     Samples(samples::Args),
     /// Writes a checkpoint as a Hugging Face folder
+    #[command(after_help = examples::EXPORT)]
     Export(export::Args),
     /// Prints what each worker would hold, and whether that fits
     Plan(plan::Args),
     /// Shows what a recipe says
     Recipe(recipe::RecipeArgs),
+    /// Lists the metrics that a coordinator serves to Prometheus at /metrics
+    #[command(after_help = examples::METRICS)]
+    Metrics(metrics::Args),
+    /// Prints a script that completes commands in a shell
+    #[command(after_help = examples::COMPLETIONS)]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_from_env("POLO_LOG").unwrap_or_else(|_| EnvFilter::new("warn")))
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .init();
+    polo_log::begin("polo");
     match dispatch(cli.command).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            polo_log::fail(&error);
             ExitCode::from(error.exit_code())
         }
     }
@@ -139,9 +135,77 @@ async fn dispatch(command: Command) -> Result<(), CliError> {
         }
         Command::Plan(args) => Ok(plan::run(&args)?),
         Command::Recipe(args) => Ok(recipe::run(args).await?),
+        Command::Metrics(args) => metrics::run(args),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "polo", &mut std::io::stdout());
+            Ok(())
+        }
     }
 }
 
 fn load_optional(path: &Option<PathBuf>) -> Result<Option<Recipe>, CliError> {
     Ok(path.as_ref().map(|path| recipe_file::load(path, &[])).transpose()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All commands that do something, with the words that lead to them.
+    fn commands(command: &clap::Command) -> Vec<(String, &clap::Command)> {
+        if !command.has_subcommands() {
+            return vec![(command.get_name().into(), command)];
+        }
+        let below = command.get_subcommands().flat_map(commands);
+        below.map(|(words, found)| (format!("{} {words}", command.get_name()), found)).collect()
+    }
+
+    fn help(command: &clap::Command) -> String {
+        command.clone().render_long_help().to_string()
+    }
+
+    /// The command lines in a help text, each as its words.
+    fn examples(help: &str) -> Vec<Vec<String>> {
+        let whole = help.replace("\\\n", " ");
+        let lines = whole.lines().map(str::trim).filter(|line| line.starts_with("polo "));
+        let words = |line: &str| {
+            let until_shell = line.split_whitespace().take_while(|word| !["|", ">", "#"].contains(word));
+            until_shell.map(|word| word.trim_matches('\'').into()).collect()
+        };
+        lines.map(words).collect()
+    }
+
+    #[test]
+    fn every_command_says_what_it_does_and_gives_examples_that_can_be_typed() {
+        let polo = Cli::command();
+        for (words, command) in commands(&polo).into_iter().chain([("polo".into(), &polo)]) {
+            assert!(command.get_about().is_some(), "{words} does not say what it does");
+            let examples = examples(&help(command));
+            assert!(examples.iter().any(|example| example.join(" ").starts_with(&words)), "{words}: no example of it");
+            for example in examples {
+                if let Err(error) = Cli::try_parse_from(&example) {
+                    panic!("{example:?}: {error}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn options_are_told_of_in_one_manner() {
+        for (words, command) in commands(&Cli::command()) {
+            for argument in command.get_arguments() {
+                let told = argument.get_help().map(ToString::to_string).unwrap_or_default();
+                assert!(!told.is_empty() && !told.ends_with('.'), "{words} {}: {told:?}", argument.get_id());
+            }
+        }
+    }
+
+    #[test]
+    fn every_shell_is_helped() {
+        for shell in <clap_complete::Shell as clap::ValueEnum>::value_variants() {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "polo", &mut script);
+            assert!(String::from_utf8(script).expect("UTF-8").contains("checkpoint"), "{shell}");
+        }
+    }
 }

@@ -14,7 +14,10 @@ use crate::units::{self, gib};
 const HELP: &str = "\
 Sizes are those of the worker that holds most, each part at its peak. All numbers are fp32, but with model.compute_dtype =
 \"bfloat16\" activations are bf16, and the block that is computed has a bf16 copy. What libtorch, the network and the
-allocator take for themselves comes on top.";
+allocator take for themselves comes on top.
+
+Examples:
+  polo plan configs/marco-7b.toml --gpus 64 --gpu-memory 80GiB --bandwidth 50GB/s --flops 400TFLOPS";
 
 /// Prints what each worker would hold, and whether that fits
 #[derive(Debug, Clone, clap::Args)]

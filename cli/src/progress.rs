@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use polo_coordinator::{News, machine::Notice};
 use polo_proto::v1::{Evaluation, SourceValidation, Status, StepSummary};
+use polo_recipe::ids::Step;
 use tokio::sync::mpsc;
+use polo_log::say;
 
-use crate::talk::say;
 
 /// Steps at either end of the run over which the table's losses are averaged.
 const TABLE_STEPS: usize = 10;
@@ -42,6 +43,9 @@ impl Progress {
             match news {
                 News::Notice(notice) => {
                     self.num_incidents += usize::from(matches!(notice, Notice::Interrupted(..)));
+                    if let Notice::Formed(generation, _) = notice {
+                        polo_log::in_generation(generation, None);
+                    }
                     say(notice);
                 }
                 News::Step(step) => self.take_step(step),
@@ -53,6 +57,7 @@ impl Progress {
 
     fn take_step(&mut self, step: StepSummary) {
         self.last_loss = Some(step.loss);
+        polo_log::at_step(Step(step.step));
         for source in &step.sources {
             let history = self.sources.entry(source.source.clone()).or_default();
             history.num_tokens += source.num_tokens;

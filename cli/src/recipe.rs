@@ -12,6 +12,9 @@ use polo_store::{
     corpus::CorpusManifest,
     recipe_file::{self, RecipeFileError},
 };
+use polo_log::say;
+
+use crate::examples;
 
 /// Arguments of `polo recipe`.
 #[derive(Debug, Args)]
@@ -22,22 +25,26 @@ pub struct RecipeArgs {
 
 #[derive(Debug, Subcommand)]
 enum RecipeCommand {
-    /// Prints the resolved recipe: defaults, the file, the environment and --set, with the model inline.
+    /// Prints the resolved recipe: defaults, the file, the environment and --set, with the model inline
+    #[command(after_help = examples::SHOW)]
     Show(ShowArgs),
+    /// Prints what a recipe's file may say, as a JSON Schema: for editors, and for whoever writes recipes by program
+    #[command(after_help = examples::SCHEMA)]
+    Schema,
 }
 
 #[derive(Debug, Args)]
 struct ShowArgs {
-    /// The recipe's TOML file.
+    /// The recipe's TOML file
     recipe: PathBuf,
-    /// Sets a field, such as `batch.slots=4` or `stages.0.steps=60`; may be given several times.
+    /// Sets a field, such as `batch.slots=4` or `stages.0.steps=60`; may be given several times
     #[arg(long = "set", value_name = "FIELD=VALUE")]
     sets: Vec<String>,
     /// Prints, instead of the recipe, what it trains of each source in each stage; and, where its corpus can be read, which
-    /// part of the source that is.
+    /// part of the source that is
     #[arg(long)]
     tokens: bool,
-    /// Prints JSON instead of TOML or text.
+    /// Prints JSON instead of TOML or text
     #[arg(long)]
     json: bool,
 }
@@ -58,7 +65,10 @@ pub enum RecipeCommandError {
 
 /// Runs `polo recipe`: the recipe or its table goes to stdout, its identity to stderr.
 pub async fn run(args: RecipeArgs) -> Result<(), RecipeCommandError> {
-    let RecipeCommand::Show(args) = args.command;
+    let args = match args.command {
+        RecipeCommand::Show(args) => args,
+        RecipeCommand::Schema => return print(&(serde_json::to_string_pretty(&Recipe::schema())? + "\n")),
+    };
     let recipe = recipe_file::load(&args.recipe, &args.sets)?;
     let text = match (args.tokens, args.json) {
         (false, false) => recipe.to_toml(),
@@ -66,16 +76,20 @@ pub async fn run(args: RecipeArgs) -> Result<(), RecipeCommandError> {
         (true, false) => tokens::to_text(&token_table(&recipe).await),
         (true, true) => serde_json::to_string_pretty(&token_table(&recipe).await)? + "\n",
     };
-    std::io::stdout().lock().write_all(text.as_bytes())?;
-    eprintln!("identity {}", recipe.identity());
+    print(&text)?;
+    say(format_args!("identity {}", recipe.identity()));
     Ok(())
+}
+
+fn print(text: &str) -> Result<(), RecipeCommandError> {
+    Ok(std::io::stdout().lock().write_all(text.as_bytes())?)
 }
 
 async fn token_table(recipe: &Recipe) -> TokenTable {
     match available_tokens(&recipe.corpus.url).await {
         Ok(corpus) => TokenTable::new(recipe, Some(&corpus)),
         Err(reason) => {
-            eprintln!("available tokens are unknown: {reason}");
+            say(format_args!("available tokens are unknown: {reason}"));
             TokenTable::new(recipe, None)
         }
     }

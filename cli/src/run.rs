@@ -73,6 +73,7 @@ pub async fn run(args: RunArgs) -> Result<(), CliError> {
         }
     };
     workers.wait_for_all().await;
+    opened.observers.finish().await;
     coordinate::conclude(&opened.recipe, outcome, progress, args.serve.fail_on_worse).await
 }
 

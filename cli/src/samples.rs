@@ -20,7 +20,10 @@ use crate::stored_run::{RunArgs, StoredRun};
 
 const HELP: &str = "\
 Step K is the one that starts from the state after K steps and makes that of K + 1, as in the messages about numbers
-that are not finite; the first is 0. A sample has one token more than seq_len: the last is only predicted.";
+that are not finite; the first is 0. A sample has one token more than seq_len: the last is only predicted.
+
+Examples:
+  polo samples recipe.toml --step 1234 --text";
 
 /// Prints the documents that a step is trained on
 #[derive(Debug, Clone, clap::Args)]

@@ -6,6 +6,7 @@ use polo_recipe::{config::Recipe, ids::Step, plan::LedgerEntry};
 use polo_store::checkpoint::{self, Checked, Depth, Manifest};
 use polo_store::{Digest, Store, StoreError};
 use serde::Serialize;
+use polo_log::say;
 
 use crate::stored_run::{Planned, RunArgs, StoredRun};
 
@@ -54,7 +55,7 @@ pub async fn run(args: Args, recipe: Option<Recipe>) -> Result<(), Error> {
     let run = StoredRun::open(&url).await?;
     let planned = run.planned().await;
     if let Err(reason) = &planned {
-        eprintln!("checkpoints are not compared with the plan: {reason}");
+        say(format_args!("checkpoints are not compared with the plan: {reason}"));
     }
     let depth = if args.shallow { Depth::Shallow } else { Depth::Deep };
     let report = examine(&run.store, &run.recipe.identity(), planned.ok().as_ref(), depth).await?;

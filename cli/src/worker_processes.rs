@@ -15,8 +15,9 @@ use tokio::{
     process::{Child, Command},
     signal::unix::SignalKind,
 };
+use polo_log::say;
 
-use crate::{error::CliError, talk::say};
+use crate::error::CliError;
 
 /// A worker that lives for less than this did not get as far as training.
 const SHORT_LIFE: Duration = Duration::from_secs(5);

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """A gRPC client of another make, with stubs made here from Polo's .proto files.
 
-    grpc_client.py HOST:PORT CA OPERATOR_TOKEN WORKER_TOKEN WORKER
+    grpc_client.py HOST:PORT CA OPERATOR_TOKEN WORKER_TOKEN WORKER PROBES_HOST:PORT
 
 Lists services, reads health, status, history and the watch stream, drains a worker, and is refused with no token and with
-that of a worker. Run by cli/tests/protection.rs.
+that of a worker. Where probes are answered it reads health without TLS, and nothing else. Run by cli/tests/protection.rs.
 """
 import sys
 import tempfile
@@ -38,7 +38,7 @@ def code_of(call):
 
 
 def main():
-    address, ca, operator, worker, victim = sys.argv[1:]
+    address, ca, operator, worker, victim, probes = sys.argv[1:]
     polo, services = stubs()
     channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(Path(ca).read_bytes()))
     control = services.ControlStub(channel)
@@ -47,6 +47,11 @@ def main():
 
     health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service="polo.v1.Control"), timeout=LIMIT)
     assert health.status == health_pb2.HealthCheckResponse.SERVING, health
+    probe = grpc.insecure_channel(probes)
+    health = health_pb2_grpc.HealthStub(probe).Check(health_pb2.HealthCheckRequest(), timeout=LIMIT)
+    assert health.status == health_pb2.HealthCheckResponse.SERVING, health
+    unserved = services.ControlStub(probe)
+    assert code_of(lambda: unserved.GetStatus(polo.GetStatusRequest(), **ask)) == grpc.StatusCode.UNIMPLEMENTED
     assert code_of(lambda: control.GetStatus(polo.GetStatusRequest(), timeout=LIMIT)) == grpc.StatusCode.UNAUTHENTICATED
     as_worker = lambda: control.Drain(polo.DrainRequest(worker_id=victim), metadata=shown(worker), timeout=LIMIT)
     assert code_of(as_worker) == grpc.StatusCode.PERMISSION_DENIED

@@ -13,7 +13,7 @@ use kubernetes::{said, tool};
 use serde_json::{Value, json};
 use support::{assert_one_error, finish, talk};
 
-const SUBMIT: [&str; 9] = [
+const SUBMIT: [&str; 12] = [
     "submit",
     "k8s/recipe.toml",
     "--image",
@@ -22,7 +22,10 @@ const SUBMIT: [&str; 9] = [
     "8",
     "--max-workers",
     "16",
-    "--insecure",
+    "--tls-secret",
+    "example-coordinator-tls",
+    "--worker-tls-secret",
+    "example-worker-tls",
 ];
 
 fn root() -> PathBuf {
@@ -51,7 +54,7 @@ fn built(folder: &str) -> Vec<Value> {
     kubectl.arg("kustomize").arg(root().join("k8s").join(folder)).stdout(Stdio::piped());
     let mut kubectl = kubectl.spawn().expect("kubectl starts");
     let mut validate = Command::new(tool("bin/python"));
-    validate.arg(root().join("kubernetes/tests/validate.py")).arg("PodMonitor");
+    validate.arg(root().join("kubernetes/tests/validate.py")).args(["PodMonitor", "Certificate", "Issuer"]);
     let output = validate.stdin(kubectl.stdout.take().expect("piped")).output().expect("python starts");
     assert!(kubectl.wait().expect("ended").success(), "{folder}");
     assert!(output.status.success(), "{folder}: {}", talk(&output));
@@ -165,6 +168,24 @@ fn prometheus_reaches_the_port_that_its_monitor_names() {
     let port = ports.iter().find(|port| port["name"] == monitor["podMetricsEndpoints"][0]["port"]).expect("its port");
     let rules = &find(&objects, "NetworkPolicy", "example-coordinator")["spec"]["ingress"];
     assert_eq!(rules[1]["ports"][0]["port"], port["containerPort"]);
+}
+
+#[test]
+fn cert_manager_makes_every_certificate_that_is_asked_for() {
+    let objects = built("overlays/cert-manager");
+    let certificates: Vec<_> = objects.iter().filter(|object| object["kind"] == "Certificate").collect();
+    for (secret, host) in [
+        ("example-coordinator-tls", "example-coordinator"),
+        ("example-worker-tls", "worker.polo"),
+        ("example-operator-tls", "operator.polo"),
+    ] {
+        let certificate = certificates.iter().find(|it| it["spec"]["secretName"] == secret).expect(secret);
+        assert_eq!(certificate["spec"]["dnsNames"], json!([host]));
+        assert_eq!(certificate["spec"]["issuerRef"]["name"], "example-authority");
+    }
+    let monitor = built("overlays/prometheus");
+    let tls = &find(&monitor, "PodMonitor", "example-coordinator")["spec"]["podMetricsEndpoints"][0]["tlsConfig"];
+    assert_eq!((&tls["serverName"], &tls["keySecret"]["name"]), (&json!("example-coordinator"), &json!("example-operator-tls")));
 }
 
 #[test]

@@ -8,14 +8,17 @@ use std::process::Command;
 
 use support::{ENDLESS, Running, World, finish, signal, talk, wait_for_status};
 
+/// So that whoever leaves takes nothing with it that others do not have.
+const TWO_COPIES: [&str; 2] = ["--set", "workers.copies=2"];
+
 fn coordinator(world: &World, args: &[&str]) -> Running {
-    let start = ["coordinator", "recipe.toml", "--listen", "127.0.0.1:0"];
-    Running::start(world.polo(&start).args(ENDLESS).args(args))
+    let anywhere = if args.contains(&"--listen") { &[][..] } else { &["--listen", "127.0.0.1:0"] };
+    Running::start(world.polo(&["coordinator", "recipe.toml"]).args(anywhere).args(ENDLESS).args(TWO_COPIES).args(args))
 }
 
 fn worker(world: &World, id: &str, address: &str) -> Running {
     let named = ["--id", id, "--coordinator", address, "--sigterm-exit-code", "75"];
-    Running::start(world.worker(&named).args(ENDLESS))
+    Running::start(world.worker(&named).args(ENDLESS).args(TWO_COPIES))
 }
 
 /// A command that must go well.
@@ -46,6 +49,36 @@ fn a_coordinator_that_is_terminated_leaves_the_run_to_the_next_one() {
 }
 
 #[test]
+fn workers_train_on_while_a_coordinator_is_replaced() {
+    let world = World::new();
+    let expected = ["--workers", "2", "--on-sigterm", "leave"];
+    let mut first = coordinator(&world, &expected);
+    let address = first.address();
+    let workers = ["worker-0", "worker-1"].map(|id| worker(&world, id, &address));
+    let (before, generation) = wait_for_status(&world, &address, |status| Some((past(1)(status)?, status["generation"].clone())));
+    signal(first.pid(), "TERM");
+    assert_eq!(first.finish().status.code(), Some(75));
+    let port = address.rsplit(':').next().expect("a port").to_owned();
+    let mut second = coordinator(&world, &[&expected[..], &["--listen", &format!("127.0.0.1:{port}")]].concat());
+    second.address();
+    let status = wait_for_status(&world, &address, |status| past(before)(status).map(|_| status.clone()));
+    assert_eq!((&status["generation"], &status["incidents"]), (&generation, &serde_json::json!([])), "{status}");
+    done(&mut world.polo(&["stop", "--address", &address]));
+    for worker in workers {
+        assert_eq!(worker.finish().status.code(), Some(0));
+    }
+    assert_eq!(second.finish().status.code(), Some(0));
+}
+
+#[test]
+fn a_worker_that_comes_when_the_run_has_been_completed_has_nothing_to_do() {
+    let world = World::new();
+    support::result(&finish(&mut world.run(&[])));
+    let output = finish(&mut world.worker(&["--id", "late", "--coordinator", "http://127.0.0.1:1"]));
+    assert!(output.status.success() && talk(&output).contains("has been completed"), "{}", talk(&output));
+}
+
+#[test]
 fn a_coordinator_stops_the_run_on_sigterm_unless_told_otherwise() {
     let world = World::new();
     let mut coordinator = coordinator(&world, &[]);
@@ -70,6 +103,7 @@ fn a_worker_that_is_terminated_exits_otherwise_than_one_that_is_drained() {
     let members = |status: &serde_json::Value| {
         let members = status["members"].as_array()?;
         let trains = |m: &&serde_json::Value| m["role"] == "member";
+        assert_eq!(status["incidents"], serde_json::json!([]), "nothing is done again");
         (members.iter().filter(trains).count() == 2).then(|| status["step"].as_u64())
     };
     wait_for_status(&world, &address, members);

@@ -151,7 +151,9 @@ fn an_address_for_others_is_not_served_without_protection() {
 fn clients_of_another_make_watch_and_drain_with_the_right_token_only() {
     let papers = Papers::new();
     let tokens = ["--worker-token-file", "worker-token", "--operator-token-file", "operator-token"];
-    let (mut coordinator, address) = papers.coordinator(&[&tokens[..], &ENDLESS, &["--workers", "2"]].concat());
+    let options = [&tokens[..], &ENDLESS, &["--workers", "2", "--health-listen", "127.0.0.1:0"]].concat();
+    let (mut coordinator, address) = papers.coordinator(&options);
+    let probes = coordinator.wait_for_line("probes are answered on ").replace("probes are answered on ", "");
     let token = papers.world.path("worker-token");
     let workers = ["w0", "w1"].map(|id| {
         let mut command = papers.worker(id, &address, &[&token]);
@@ -171,7 +173,7 @@ fn clients_of_another_make_watch_and_drain_with_the_right_token_only() {
     assert!(String::from_utf8_lossy(&listed.stdout).contains("polo.v1.Control"), "{}", talk(&listed));
     let client = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/grpc_client.py");
     let mut python = Command::new(third_party("grpcio/bin/python"));
-    python.arg(client).arg(authority).arg(papers.authority.cert()).args([OPERATOR_TOKEN, WORKER_TOKEN, "w1"]);
+    python.arg(client).arg(authority).arg(papers.authority.cert()).args([OPERATOR_TOKEN, WORKER_TOKEN, "w1", &probes]);
     let output = finish(&mut python);
     assert!(output.status.success(), "{}", talk(&output));
     let [_, drained] = workers;

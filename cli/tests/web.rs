@@ -8,6 +8,7 @@ use std::{
     net::TcpStream,
     path::Path,
     process::{Command, Stdio},
+    time::Instant,
 };
 
 use serde_json::Value;
@@ -133,6 +134,34 @@ fn with_tokens_only_operators_are_told() {
         assert_eq!(code(path, "a-token-that-operators-have"), "200", "{path}");
     }
     assert_eq!(code("/", ""), "200");
+    for path in ["/", "/api/status", "/api/history", "/metrics"] {
+        let (head, body) = get(&address, path, "Authorization: Bearer a-token-that-operators-have\r\n");
+        assert!(!format!("{head}{body}").contains("a-token-that"), "{path}");
+    }
+}
+
+#[test]
+fn so_many_may_watch_and_one_who_leaves_makes_room() {
+    let world = World::new();
+    let (_run, address) = training(&world);
+    let watch = || {
+        let mut answer = BufReader::new(request(&address, "/api/events", ""));
+        let mut first = String::new();
+        answer.read_line(&mut first).expect("an answer");
+        (first.split(' ').nth(1).map(str::to_owned), answer)
+    };
+    let mut watching: Vec<_> = (0..100).map(|_| watch()).collect();
+    assert!(watching.iter().all(|(code, _)| code.as_deref() == Some("200")));
+    let (code, mut refused) = watch();
+    let mut words = String::new();
+    refused.read_to_string(&mut words).expect("UTF-8");
+    assert!(code.as_deref() == Some("503") && words.contains("100 others watch"), "{code:?} {words}");
+    watching.clear();
+    // The coordinator sees that they are gone when it has something to tell them.
+    let deadline = Instant::now() + LIMIT;
+    while watch().0.as_deref() != Some("200") {
+        assert!(Instant::now() < deadline, "no room within {LIMIT:?}");
+    }
 }
 
 #[test]

@@ -29,6 +29,9 @@ const UPLOAD_GRACE: Duration = Duration::from_secs(3600);
 /// How long a change of the status may wait for others before people who watch are told.
 const STATUS_INTERVAL: Duration = Duration::from_millis(20);
 
+/// Who watches at a time: each is sent every change, which costs the time in which workers are heard.
+pub(crate) const MAX_WATCHERS: usize = 100;
+
 /// What reaches the core.
 pub(crate) enum Inbound {
     /// A session was opened; what its worker is told goes to the sender.
@@ -39,8 +42,8 @@ pub(crate) enum Inbound {
     Report(v1::StepReport),
     /// Somebody wants to know how the run stands.
     Status(oneshot::Sender<v1::Status>),
-    /// Somebody wants to know it whenever it changes.
-    Watch(oneshot::Sender<watch::Receiver<v1::Status>>),
+    /// Somebody wants to know it whenever it changes; nothing if too many do.
+    Watch(oneshot::Sender<Option<watch::Receiver<v1::Status>>>),
     /// Somebody wants to know its past.
     History(oneshot::Sender<v1::History>),
     /// Somebody wants a worker to leave; the error says who is there.
@@ -166,11 +169,15 @@ impl Core {
                 let _ = asker.send(history(&self.state, &self.progress));
                 None
             }
+            Inbound::Watch(asker) if self.status.receiver_count() >= MAX_WATCHERS => {
+                let _ = asker.send(None);
+                None
+            }
             Inbound::Watch(asker) => {
                 // Before it is published: nothing is where nobody watches, and the first who does begins with what is.
                 let watching = self.status.subscribe();
                 self.publish();
-                let _ = asker.send(watching);
+                let _ = asker.send(Some(watching));
                 None
             }
             Inbound::Drain(worker, asker) => self.drain(worker, asker),

@@ -7,10 +7,13 @@
 mod admission;
 mod clock;
 mod core;
+#[cfg(test)]
+mod fuzz;
 mod history;
 mod journal;
 pub mod json;
 pub mod machine;
+mod observers;
 mod outside;
 mod probe;
 mod serve;
@@ -26,8 +29,10 @@ pub use self::{
     core::News,
     history::History,
     journal::JournalError,
+    observers::{Observers, Wanted},
     outside::{Network, Outside},
     serve::{Opening, Run, StopHandle},
+    web::{Metric, catalogue},
 };
 
 /// Why a run cannot be served.

@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroUsize, sync::Arc, time::Duration};
 
-use axum::middleware::from_fn_with_state;
 use polo_proto::v1::{control_server::ControlServer, coordination_server::CoordinationServer};
 use polo_recipe::{
     config::Recipe,
@@ -12,7 +11,7 @@ use polo_recipe::{
     utilization::Utilization,
 };
 use polo_store::{Store, checkpoint, corpus::CorpusManifest, run};
-use polo_transport::{Guard, ServerTls, accept};
+use polo_transport::{Guard, ServerTls, accept, guarded};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
@@ -28,11 +27,12 @@ use tonic_health::{
 
 use crate::{
     CoordinatorError,
-    admission::admit,
+    admission::need,
     clock::Clock,
     core::{Core, Facts, Inbound, News},
     journal::{self, Fencing, Holder, Journal, JournalError},
     machine::{Event, Outcome, Restored, Settings, State},
+    observers::{Observers, Wanted, observe},
     outside::Outside,
     services::Services,
     status::{Progress, status},
@@ -56,6 +56,7 @@ pub struct Run {
     inbound: mpsc::Receiver<Inbound>,
     services: Services,
     guard: Guard,
+    health_listener: Option<TcpListener>,
 }
 
 /// How a run is opened.
@@ -162,7 +163,22 @@ impl Run {
             clock: Clock::start(Instant::now()),
             publish_at: None,
         };
-        Self { core, inbound, services, guard }
+        Self { core, inbound, services, guard, health_listener: None }
+    }
+
+    /// Answers here as well whether it serves, and nothing else: unencrypted and to everybody, as kubelets' probes want it.
+    pub fn answer_probes(&mut self, listener: TcpListener) {
+        self.health_listener = Some(listener);
+    }
+
+    /// Has others follow the run's news, which go on to the receiver that is returned.
+    pub fn observe(
+        &self,
+        wanted: &Wanted,
+        news: mpsc::UnboundedReceiver<News>,
+    ) -> (Observers, mpsc::UnboundedReceiver<News>) {
+        let facts = &self.core.facts;
+        observe(wanted, &facts.wire.run, facts.store.clone(), news)
     }
 
     /// The steps of the whole run, and the step it goes on from.
@@ -205,17 +221,19 @@ impl Run {
         // By which another coordinator of the same run learns that this one is there.
         let identity = self.core.facts.recipe_identity.clone();
         health.set_service_status(&identity, ServingStatus::Serving).await;
-        let server = tonic::transport::Server::builder()
-            .tcp_nodelay(true)
+        let probes = self.health_listener.take().map(|listener| {
+            let router = bounded_server().add_service(health_service.clone());
+            tokio::spawn(router.serve_with_incoming(accept(listener, None)))
+        });
+        let server = bounded_server()
             .accept_http1(true)
-            .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
-            .http2_max_header_list_size(MAX_HEADER_BYTES)
             .add_routes(routes(self.services, health_service, self.guard)?)
             .serve_with_incoming_shutdown(incoming, async {
                 let _ = shutting_down.await;
             });
         let server = tokio::spawn(server);
         let outcome = self.core.run(self.inbound).await;
+        probes.inspect(|probes| probes.abort());
         health.set_service_status(&identity, ServingStatus::NotServing).await;
         // Dropping the core closes every session and status stream after what was said last.
         let journal = self.core.into_journal();
@@ -227,6 +245,12 @@ impl Run {
         }
         Ok(outcome)
     }
+}
+
+fn bounded_server() -> tonic::transport::Server {
+    tonic::transport::Server::builder()
+        .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
+        .http2_max_header_list_size(MAX_HEADER_BYTES)
 }
 
 /// All that is served, each to whom it is for.
@@ -248,8 +272,7 @@ fn routes(
         .add_service(reflection().build_v1()?)
         // Clients of some years ago know only this name of it.
         .add_service(reflection().build_v1alpha()?);
-    let guarded = from_fn_with_state(Arc::new(guard), admit);
-    Ok(services.into_axum_router().layer(guarded).into())
+    Ok(guarded(services, guard, need))
 }
 
 /// Makes this coordinator the one that holds the run.

@@ -9,7 +9,7 @@ use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
-    core::{Facts, Inbound},
+    core::{Facts, Inbound, MAX_WATCHERS},
     machine::{Event, Introduction, Standing, Tell, WorkerId},
     wire,
 };
@@ -31,12 +31,22 @@ impl Services {
         self.inbound.send(inbound).await.map_err(|_| has_ended())
     }
 
+    /// The run's states from now on, for one more who watches.
+    pub(crate) async fn watch(&self) -> Result<WatchStream<v1::Status>, Status> {
+        let watching = self.ask_core(Inbound::Watch).await?;
+        watching.map(WatchStream::new).ok_or_else(too_many_watch)
+    }
+
     /// Asks the core something that it answers once.
     pub(crate) async fn ask_core<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Inbound) -> Result<T, Status> {
         let (answer, answered) = oneshot::channel();
         self.tell_core(question(answer)).await?;
         answered.await.map_err(|_| has_ended())
     }
+}
+
+fn too_many_watch() -> Status {
+    Status::resource_exhausted(format!("{MAX_WATCHERS} others watch this run already; ask for its status now and then instead"))
 }
 
 fn has_ended() -> Status {
@@ -137,7 +147,7 @@ impl v1::control_server::Control for Services {
         &self,
         _: Request<v1::WatchStatusRequest>,
     ) -> Result<Response<Self::WatchStatusStream>, Status> {
-        let statuses = WatchStream::new(self.ask_core(Inbound::Watch).await?);
+        let statuses = self.watch().await?;
         Ok(Response::new(Box::pin(statuses.map(|s| Ok(v1::WatchStatusResponse { status: Some(s) })))))
     }
 

@@ -13,17 +13,21 @@ mod names;
 mod render;
 mod submission;
 
+pub use names::coordinator_host;
 pub use cluster::{
     Change, Cluster, ClusterError, ClusterOptions, Deletion, Forward, LogLine, LogOptions, Logs, Scaled,
 };
 pub use render::{Object, render, to_yaml};
-pub use submission::{Account, Submission, SubmissionError, WorkerSize};
+pub use submission::{Account, Submission, SubmissionError, TlsSecrets, WorkerSize};
 
 /// What polo's programs exit with when they were terminated, and their work is not done: `EX_TEMPFAIL` of sysexits.h.
 pub const TERMINATED_EXIT_CODE: u8 = 75;
 
 /// Where the coordinator listens in its pod.
 pub const COORDINATOR_PORT: u16 = 7070;
+
+/// Where it answers, in its pod, whether it serves, and nothing else: without TLS, and to everybody.
+pub const HEALTH_PORT: u16 = 7071;
 
 /// Where a worker's data plane listens in its pod.
 pub const DATA_PORT: u16 = 7100;

@@ -65,6 +65,11 @@ pub fn run_selector(run: &str) -> String {
     format!("{NAME_LABEL}=polo,{RUN_LABEL}={run}")
 }
 
+/// The coordinator's name in the cluster's network, within its namespace: what its certificate has to be for.
+pub fn coordinator_host(run: &str) -> String {
+    Component::Coordinator.object_name(run)
+}
+
 /// How a worker is called, by its index.
 pub fn worker_id(index: &str) -> String {
     format!("worker-{index}")

@@ -40,8 +40,21 @@ pub struct Submission {
     pub node_selector: BTreeMap<String, String>,
     /// Kueue's queue in which the workers wait for their turn.
     pub queue: Option<String>,
+    /// How the control plane is protected.
+    pub tls: Option<TlsSecrets>,
     /// Whoever reaches the coordinator's port may read and steer the run.
     pub insecure: bool,
+}
+
+/// Names of Secrets with certificates and tokens. Workers and people prove themselves with a certificate or with a token.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TlsSecrets {
+    /// `tls.crt` for the host `RUN-coordinator`, `tls.key`, and `ca.crt`, which has signed all certificates of the run.
+    pub coordinator: String,
+    /// `tls.crt`, for the host `worker.polo`, and `tls.key`.
+    pub worker: Option<String>,
+    /// `worker-token` and `operator-token`.
+    pub tokens: Option<String>,
 }
 
 /// What a worker is given.
@@ -87,9 +100,13 @@ pub enum SubmissionError {
     #[error("{field} is {location:?}, which only {reach} can reach; it has to be s3://, gs:// or az://")]
     Local { field: &'static str, location: String, reach: &'static str },
     #[error(
-        "runs on Kubernetes have neither TLS nor tokens yet; pass --insecure if NetworkPolicies (and whom the namespace is for) are enough to keep others from reading and steering the run"
+        "others could read and steer the run; give --tls-secret with --worker-tls-secret or --token-secret, or pass --insecure if NetworkPolicies (and whom the namespace is for) are enough to keep them out"
     )]
     Unprotected,
+    #[error(
+        "with --tls-secret alone the coordinator would know nobody; give --worker-tls-secret, or --token-secret, or both"
+    )]
+    NoProof,
     #[error("--workers is 0; a run needs at least 1")]
     NoWorkers,
     #[error("--workers is {workers}, which is more than --max-workers {max_workers}")]
@@ -123,10 +140,16 @@ impl Submission {
             check_reachable("model.init", location)?;
         }
         self.check_workers()?;
-        if !self.insecure {
-            return Err(SubmissionError::Unprotected);
-        }
+        self.check_protection()?;
         self.env.keys().try_for_each(|name| check_env(name))
+    }
+
+    fn check_protection(&self) -> Result<(), SubmissionError> {
+        match &self.tls {
+            None if !self.insecure => Err(SubmissionError::Unprotected),
+            Some(TlsSecrets { worker: None, tokens: None, .. }) => Err(SubmissionError::NoProof),
+            _ => Ok(()),
+        }
     }
 
     fn check_workers(&self) -> Result<(), SubmissionError> {
@@ -182,15 +205,24 @@ fn check_reachable(field: &'static str, location: &str) -> Result<(), Submission
 }
 
 /// Set by what is rendered.
-pub const OWN_ENV: [&str; 8] = [
+pub const OWN_ENV: [&str; 17] = [
     "HOME",
+    "POLO_CA",
     "POLO_CACHE",
     "POLO_CACHE_BYTES",
+    "POLO_CERT",
+    "POLO_CLIENT_CA",
     "POLO_COORDINATOR",
+    "POLO_EXPECTED_WORKERS",
+    "POLO_KEY",
     "POLO_LISTEN",
+    "POLO_OPERATOR_TOKEN_FILE",
+    "POLO_TLS_CERT",
+    "POLO_TLS_KEY",
+    "POLO_TOKEN_FILE",
     "POLO_WORKER_ID",
     "POLO_WORKER_INDEX",
-    "POLO_EXPECTED_WORKERS",
+    "POLO_WORKER_TOKEN_FILE",
 ];
 
 /// Names of variables that hold secrets, or what is kept beside them, end with one of these.

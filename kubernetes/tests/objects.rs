@@ -8,7 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use polo_kubernetes::{Account, Submission, SubmissionError, WorkerSize, render, to_yaml};
+use polo_kubernetes::{Account, Submission, SubmissionError, TlsSecrets, WorkerSize, render, to_yaml};
 use polo_recipe::config::{Device, Recipe};
 use serde_json::{Value, json};
 
@@ -46,6 +46,7 @@ fn submission() -> Submission {
         account: Account::Own { annotations: BTreeMap::new() },
         node_selector: BTreeMap::new(),
         queue: None,
+        tls: None,
         insecure: true,
     }
 }
@@ -68,6 +69,12 @@ fn rich_submission() -> Submission {
     submission.secrets = vec!["s3-credentials".into(), "more".into()];
     submission.node_selector = map([("cloud.example/gpu", "h100")]);
     submission.queue = Some("research".into());
+    submission.tls = Some(TlsSecrets {
+        coordinator: "small-coordinator-tls".into(),
+        worker: Some("small-worker-tls".into()),
+        tokens: Some("small-tokens".into()),
+    });
+    submission.insecure = false;
     submission
 }
 
@@ -277,6 +284,43 @@ fn names_of_the_longest_run_are_still_names_of_hosts() {
 
 #[test]
 fn nobody_runs_unprotected_without_saying_so() {
-    let error = Submission { insecure: false, ..submission() }.check().expect_err("refused").to_string();
-    assert!(error.contains("--insecure"), "{error}");
+    let unprotected = Submission { insecure: false, ..submission() };
+    let error = unprotected.check().expect_err("refused").to_string();
+    assert!(error.contains("--tls-secret") && error.contains("--insecure"), "{error}");
+    let tls = TlsSecrets { coordinator: "tls".into(), ..TlsSecrets::default() };
+    let error = Submission { tls: Some(tls), ..unprotected }.check().expect_err("refused").to_string();
+    assert!(error.contains("--worker-tls-secret") && error.contains("--token-secret"), "{error}");
+}
+
+/// Which file comes from which Secret, and which variables say where it is.
+fn protection(objects: &[Value], name: &str) -> (Vec<String>, BTreeMap<String, String>) {
+    let pod = &find(objects, "Job", name)["spec"]["template"]["spec"];
+    let volumes = pod["volumes"].as_array().expect("volumes");
+    let volume = volumes.iter().find(|volume| volume["name"] == "protection").expect("the volume");
+    let sources = volume["projected"]["sources"].as_array().expect("sources").iter();
+    let text = |value: &Value| value.as_str().expect("text").to_owned();
+    let files = |source: &Value| {
+        let name = text(&source["secret"]["name"]);
+        let items = source["secret"]["items"].as_array().expect("items").clone();
+        items.into_iter().map(move |item| format!("{name}/{}", text(&item["path"])))
+    };
+    let env = pod["containers"][0]["env"].as_array().expect("variables").iter();
+    let paths = env.filter(|variable| variable["value"].as_str().is_some_and(|v| v.starts_with("/etc/polo-protection/")));
+    (sources.flat_map(files).collect(), paths.map(|v| (text(&v["name"]), text(&v["value"]))).collect())
+}
+
+#[test]
+fn a_worker_gets_neither_the_key_of_the_coordinator_nor_the_token_of_people() {
+    let objects = objects(&rich_submission());
+    let (files, paths) = protection(&objects, "small-coordinator");
+    let of_coordinator = ["small-coordinator-tls/tls.crt", "small-coordinator-tls/tls.key", "small-coordinator-tls/ca.crt"];
+    assert_eq!(files, [&of_coordinator[..], &["small-tokens/worker-token", "small-tokens/operator-token"]].concat());
+    assert_eq!(paths["POLO_CLIENT_CA"], "/etc/polo-protection/ca.crt");
+    let (files, paths) = protection(&objects, "small-worker");
+    let of_worker = ["small-coordinator-tls/ca.crt", "small-worker-tls/tls.crt", "small-worker-tls/tls.key"];
+    assert_eq!(files, [&of_worker[..], &["small-tokens/worker-token"]].concat());
+    assert_eq!(paths["POLO_CERT"], "/etc/polo-protection/tls.crt");
+    let worker = find(&objects, "Job", "small-worker").to_string();
+    assert!(worker.contains("https://small-coordinator:7070"), "{worker}");
+    assert!(!objects.iter().any(|object| object.to_string().contains("--insecure")));
 }

@@ -7,6 +7,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use polo_transport::PeerArgs;
+
 use crate::inputs::{Format, SourceLanguage, SourcePairs, SourceRule};
 
 const EXAMPLES: &str = "Examples:
@@ -23,8 +25,9 @@ const EXAMPLES: &str = "Examples:
       --source 'en-de=en-de' --pairs en-de=en-de --pair-direction either --pairs-per-document 4
 
   Several machines, with the same result; any number may join, leave and die at any time:
-    polo prepare --input s3://raw/ --output s3://polo/corpus --tokenizer tokenizer.json --listen 0.0.0.0:7071
-    polo prepare --join http://HOST:7071     # on each of the others";
+    polo prepare --input s3://raw/ --output s3://polo/corpus --tokenizer tokenizer.json --listen 0.0.0.0:7070 \\
+      --tls-cert leader.pem --tls-key leader-key.pem --token-file token
+    polo prepare --join https://HOST:7070 --ca ca.pem --token-file token     # on each of the others";
 
 /// Turn raw text in object storage into a corpus of token shards.
 ///
@@ -118,8 +121,8 @@ pub struct CorpusOptions {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Several machines")]
 pub(crate) struct ClusterArgs {
-    /// Lead other machines: they join here, and prepare files ahead of their turn while this machine works too. There is no
-    /// authentication: use it on networks that you trust
+    /// Leads other machines: they join here, and prepare files ahead of their turn while this machine works too. On an address
+    /// that others can reach it needs protection
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) listen: Option<String>,
     /// Begin when so many helpers have joined, or after a minute
@@ -146,6 +149,8 @@ pub(crate) struct ClusterArgs {
     /// Seconds for which a helper looks for its leader, at the start and whenever it is away
     #[arg(long, value_name = "N", default_value = "300", requires = "join")]
     pub(crate) join_timeout_s: NonZeroU64,
+    #[command(flatten)]
+    pub(crate) protection: PeerArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]

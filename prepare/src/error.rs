@@ -3,6 +3,7 @@
 use std::{fmt, io};
 
 use polo_store::{StoreError, corpus::ManifestError, indexed::IndexedError};
+use polo_transport::TransportError;
 
 /// Where in an input object something lies, counted from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,8 +114,8 @@ pub enum PrepareError {
          same options as before, then this again"
     )]
     NoLeader { url: String, problem: String, for_s: u64 },
-    #[error("{url}: not an address to join: {reason}; give it as http://HOST:PORT")]
-    BadLeader { url: String, reason: String },
+    #[error(transparent)]
+    Transport(#[from] TransportError),
     #[error("the leader at {url} does not take this helper: {reason}")]
     HelperRefused { url: String, reason: String },
     #[error("the preparation that {url} leads failed: {reason}")]

@@ -41,13 +41,14 @@ use polo_store::{
     Digest, Entry, Store,
     corpus::{CorpusManifest, MANIFEST_KEY},
 };
+use polo_transport::{Guard, ServerTls};
 use tokio::net::TcpListener;
 
 pub use args::PrepareArgs;
 use cleaning::config::CleaningConfig;
 use cluster::{
     Alone, FileInPlan, helper,
-    leader::{Leader, Opening},
+    leader::{Door, Leader, Opening},
     pieces::{Pieces, Work},
 };
 use encode::Encoder;
@@ -71,7 +72,7 @@ async fn prepare(args: PrepareArgs) -> Result<(), PrepareError> {
     // That both are given, the command line has seen to.
     let open = |url: &Option<String>| Store::open(url.as_deref().unwrap_or_default());
     let (input, output) = (open(&args.input)?, open(&args.output)?);
-    let listener = listener(&args).await?;
+    let door = door(&args).await?;
     let entries = input.list("").await?;
     let sources = assign_inputs(&args, &input, &entries)?;
     let encoder = Encoder::from_file(args.tokenizer.as_deref().unwrap_or(Path::new("")))?;
@@ -87,19 +88,19 @@ async fn prepare(args: PrepareArgs) -> Result<(), PrepareError> {
     let in_plan = sources_in_plan(&sources, &entries, &tools, &plan);
     let files = Arc::new(files_in_plan(&sources, &in_plan));
     let (tools, pieces) = (Arc::new(tools), Pieces::new(&output));
-    Preparation { args, tools, files, input, output, journal, pieces }.run(in_plan, listener).await
+    Preparation { args, tools, files, input, output, journal, pieces }.run(in_plan, door).await
 }
 
 impl Preparation {
     /// Makes the corpus, with the help of others if there is something to listen on for them.
-    async fn run(self, in_plan: Vec<SourceInPlan>, listener: Option<TcpListener>) -> Result<(), PrepareError> {
+    async fn run(self, in_plan: Vec<SourceInPlan>, door: Option<Door>) -> Result<(), PrepareError> {
         let finished = self.journal.finished(&in_plan).await?;
         let past: Vec<bool> = self.files.iter().map(|file| file.number < finished[file.source].next().file).collect();
         let left = || self.files.iter().zip(&past).filter(|(_, past)| !**past).map(|(file, _)| file);
         let there = self.pieces.sift(left().map(|file| file.work)).await?;
         let progress = Progress::new(left().map(|file| file.input.total_bytes()).sum(), &finished, there.len());
         let done = (0..self.files.len()).filter(|number| there.contains(&self.files[*number].work)).collect();
-        let (supply, leader) = self.supply(listener, past, done, progress.screen())?;
+        let (supply, leader) = self.supply(door, past, done, progress.screen())?;
 
         let (output, journal, force) = (self.output.clone(), self.journal.clone(), self.args.force);
         let work = move || self.write_shards(&in_plan, finished, &*supply, progress);
@@ -120,12 +121,12 @@ impl Preparation {
     /// results.
     fn supply(
         &self,
-        listener: Option<TcpListener>,
+        door: Option<Door>,
         past: Vec<bool>,
         done: BTreeSet<usize>,
         screen: Screen,
     ) -> Result<(Arc<dyn Supply>, Option<Leader>), PrepareError> {
-        let Some(listener) = listener else { return Ok((Arc::new(Alone::new(done, screen)), None)) };
+        let Some(door) = door else { return Ok((Arc::new(Alone::new(done, screen)), None)) };
         let opening = Opening {
             tools: self.tools.clone(),
             files: self.files.clone(),
@@ -137,17 +138,19 @@ impl Preparation {
             num_jobs: num_jobs(&self.args),
             screen,
         };
-        let leader = Leader::start(listener, &self.args.cluster, opening)?;
+        let leader = Leader::start(door, &self.args.cluster, opening)?;
         Ok((leader.supply(), Some(leader)))
     }
 }
 
-async fn listener(args: &PrepareArgs) -> Result<Option<TcpListener>, PrepareError> {
+async fn door(args: &PrepareArgs) -> Result<Option<Door>, PrepareError> {
     let Some(address) = &args.cluster.listen else { return Ok(None) };
     let failed = |source| PrepareError::Listen { address: address.clone(), source };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
-    eprintln!("listening for helpers on {}", listener.local_addr().map_err(failed)?);
-    Ok(Some(listener))
+    let (bound, protection) = (listener.local_addr().map_err(failed)?, args.cluster.protection.as_server());
+    let (guard, tls) = (Guard::new(&protection, bound)?, ServerTls::new(&protection)?);
+    eprintln!("listening for helpers on {bound}");
+    Ok(Some(Door { listener, tls, guard }))
 }
 
 fn summary(output: &Store, manifest: &CorpusManifest) -> serde_json::Value {

@@ -12,6 +12,7 @@ mod validation;
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::model::Qwen2Config;
@@ -20,7 +21,7 @@ use crate::schedule::Schedule;
 pub use validation::{OnWorse, Validation};
 
 /// A whole run. Made by [`Recipe::resolve`].
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
     /// `[run]`: the run's name, its store, and what fixes its arithmetic.
@@ -48,7 +49,7 @@ pub struct Recipe {
 }
 
 /// `[run]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Run {
     /// The run's name: letters, digits, `-`, `_` and `.`.
@@ -76,7 +77,7 @@ pub struct Run {
 }
 
 /// What workers compute on. Part of the identity: another processor gives other bits.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Device {
     /// The host's processor.
@@ -93,7 +94,7 @@ impl Device {
 }
 
 /// How gradients are summed over slots.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Reduction {
     /// In one fixed order, so that results are equal to the bit at any world size.
@@ -106,7 +107,7 @@ pub enum Reduction {
 
 /// `[model]`. Written with either `config = "path/to/config.json"` (Hugging Face's file, in place of `qwen2`) or a
 /// `[model.qwen2]` table; a resolved recipe has the table.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
     /// Where the weights come from: `random`, or URL or path of a Hugging Face folder with safetensors. Default `random`.
@@ -128,7 +129,7 @@ pub struct Model {
 }
 
 /// Number format in which activations are kept and multiplied with weights.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ComputeDtype {
     /// fp32 throughout.
@@ -153,7 +154,7 @@ impl ComputeDtype {
 }
 
 /// Where the first state's weights come from.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
 pub enum InitialWeights {
     /// Drawn from the run's seed.
@@ -179,7 +180,7 @@ impl From<InitialWeights> for String {
 }
 
 /// `[corpus]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Corpus {
     /// URL or folder of the prepared corpus.
@@ -209,7 +210,7 @@ impl Corpus {
 }
 
 /// `[batch]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Batch {
     /// Tokens that a sample trains.
@@ -242,7 +243,7 @@ impl Batch {
 }
 
 /// `[optimizer]`: AdamW with decoupled weight decay (matrices only, not norms and biases) and gradient-norm clipping.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Optimizer {
     /// Decay rates of the first and second moment. Default `[0.9, 0.95]`.
@@ -261,7 +262,7 @@ pub struct Optimizer {
 
 /// What is done when a step's loss or gradient is not finite: an infinity or not a number. All workers see it before the
 /// update and do the same.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnNonFinite {
     /// The run stops with an error; its checkpoints stay.
@@ -287,7 +288,7 @@ impl OnNonFinite {
 }
 
 /// `[checkpoint]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Checkpoint {
     /// Steps from one checkpoint to the next; the last step always has one. Default 100.
@@ -303,7 +304,7 @@ impl Default for Checkpoint {
 }
 
 /// `[workers]`: bounds of everything that is waited for.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Workers {
     /// Fewest workers with which steps are trained. Default 1.
@@ -362,7 +363,7 @@ impl Default for Workers {
 }
 
 /// How many workers hold each chunk's moments and apply its update.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(try_from = "CopiesText", into = "CopiesText")]
 pub enum Copies {
     /// Every worker: plain data parallel.
@@ -388,7 +389,7 @@ impl Copies {
 }
 
 /// How a worker comes by parameters whose chunks it does not own. The trained numbers are the same.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Gather {
     /// It holds all parameters, which are handed out once a step.
@@ -399,7 +400,7 @@ pub enum Gather {
 }
 
 /// As it is written: a number or `"all"`.
-#[derive(Serialize, Deserialize)]
+#[derive(JsonSchema, Serialize, Deserialize)]
 #[serde(untagged)]
 enum CopiesText {
     Number(usize),
@@ -430,7 +431,7 @@ impl From<Copies> for CopiesText {
 
 /// One of `[[stages]]`. Its length is given by exactly one of `steps` and `tokens`, what it is mixed from by exactly one of
 /// `sources` and `groups`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Stage {
     /// The stage's name, its own within the recipe.
@@ -457,7 +458,7 @@ pub struct Stage {
 }
 
 /// What a stage begins with of AdamW's moments and step count. Parameters are always carried over.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OptimizerState {
     /// Those of the stage before.
@@ -485,7 +486,7 @@ impl Stage {
 }
 
 /// One of `[[stages.sources]]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StageSource {
     /// The source's name in the corpus.
@@ -495,7 +496,7 @@ pub struct StageSource {
 }
 
 /// One of `[[stages.groups]]`: sources that share a part of the stage.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Group {
     /// The group's name, its own within the stage. It is only shown.

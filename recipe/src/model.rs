@@ -1,5 +1,6 @@
 //! Qwen2's architecture as Hugging Face's `config.json` states it.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -9,7 +10,7 @@ use crate::error::RecipeError;
 ///
 /// Unknown keys are kept out on purpose by [`Qwen2Config::from_json`], which reads published files: those carry keys
 /// (`architectures`, `transformers_version`, ...) that change nothing here.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Qwen2Config {
     /// Width of the residual stream.

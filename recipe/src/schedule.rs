@@ -1,12 +1,13 @@
 //! The learning rate of every step of a stage.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How the learning rate moves within a stage.
 ///
 /// It rises linearly over `warmup_steps` (the last of them has the peak), then follows `kind`, which ends at the floor
 /// on the stage's last step.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Schedule {
     /// Shape after the warm-up: `cosine`, `linear`, `constant` or `wsd`.
@@ -26,7 +27,7 @@ pub struct Schedule {
 }
 
 /// Shape of the learning rate after the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ScheduleKind {
     /// Half a cosine wave from the peak to the floor.

@@ -20,8 +20,8 @@ use crate::cache_plan::{Kind, Plan, Seen, Want, plan};
 use crate::{Digest, Store, StoreError};
 
 /// Bytes asked of the store at a time, and how many such requests at once.
-const PIECE_BYTES: u64 = 4 << 20;
-const MAX_PIECES_IN_FLIGHT: usize = 4;
+const RANGE_BYTES: u64 = 4 << 20;
+const MAX_RANGES_IN_FLIGHT: usize = 4;
 
 /// Locks are held for moments; one that is held for longer belongs to a process that has stopped.
 const LOCK_LIMIT: Duration = Duration::from_secs(30);
@@ -104,9 +104,11 @@ struct Part {
 }
 
 impl Part {
-    fn write(mut self, piece: &Bytes) -> io::Result<Self> {
-        self.hasher.update(piece);
-        self.file.write_all(piece)?;
+    fn write(mut self, pieces: &[Bytes]) -> io::Result<Self> {
+        for piece in pieces {
+            self.hasher.update(piece);
+            self.file.write_all(piece)?;
+        }
         Ok(self)
     }
 }
@@ -220,11 +222,11 @@ impl Cache {
         mut part: Part,
         want: &Want,
     ) -> Result<Option<Cached>, CacheError> {
-        let ranges = (0..want.num_bytes).step_by(PIECE_BYTES as usize);
-        let read = |start: u64| store.get_range(key, start..want.num_bytes.min(start + PIECE_BYTES));
-        let mut pieces = stream::iter(ranges).map(read).buffered(MAX_PIECES_IN_FLIGHT);
-        while let Some(piece) = pieces.try_next().await? {
-            part = blocking(&self.folder, move || part.write(&piece)).await?;
+        let ranges = (0..want.num_bytes).step_by(RANGE_BYTES as usize);
+        let read = |start: u64| store.get_range_in_pieces(key, start..want.num_bytes.min(start + RANGE_BYTES));
+        let mut ranges = stream::iter(ranges).map(read).buffered(MAX_RANGES_IN_FLIGHT);
+        while let Some(pieces) = ranges.try_next().await? {
+            part = blocking(&self.folder, move || part.write(&pieces)).await?;
         }
         let found = Digest::from(part.hasher.finalize());
         if found != want.digest {

@@ -101,8 +101,20 @@ impl Store {
     pub async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
         let path = self.path(key)?;
         let bytes = self.tried("read a range of", key, || self.read_range(&path, range.clone())).await?;
-        self.check_length(key, &range, &bytes)?;
+        self.check_length(key, &range, bytes.len())?;
         Ok(bytes)
+    }
+
+    /// As [`Store::get_range`], in the pieces in which they come: joining them would copy them all once more.
+    pub async fn get_range_in_pieces(&self, key: &str, range: Range<u64>) -> Result<Vec<Bytes>, StoreError> {
+        let path = self.path(key)?;
+        let read = || async {
+            let options = GetOptions::new().with_range(Some(range.clone()));
+            self.reader.get(&path, options).await?.into_stream().try_collect::<Vec<_>>().await
+        };
+        let pieces = self.tried("read a range of", key, read).await?;
+        self.check_length(key, &range, pieces.iter().map(Bytes::len).sum())?;
+        Ok(pieces)
     }
 
     /// The bytes of each of `ranges`, in their order. Ranges that lie less than 1 MiB apart are read together, up to ten
@@ -112,7 +124,7 @@ impl Store {
         let read = || coalesce_ranges(ranges, |range| self.read_range(&path, range), OBJECT_STORE_COALESCE_DEFAULT);
         let pieces = self.tried("read ranges of", key, read).await?;
         for (range, bytes) in ranges.iter().zip(&pieces) {
-            self.check_length(key, range, bytes)?;
+            self.check_length(key, range, bytes.len())?;
         }
         Ok(pieces)
     }
@@ -121,8 +133,8 @@ impl Store {
         self.reader.get(path, GetOptions::new().with_range(Some(range))).await?.bytes().await
     }
 
-    fn check_length(&self, key: &str, range: &Range<u64>, bytes: &Bytes) -> Result<(), StoreError> {
-        let end = range.start + bytes.len() as u64;
+    fn check_length(&self, key: &str, range: &Range<u64>, num_bytes: usize) -> Result<(), StoreError> {
+        let end = range.start + num_bytes as u64;
         if end == range.end {
             return Ok(());
         }

@@ -48,3 +48,58 @@ pub struct ClientArgs {
     #[arg(long, env = "POLO_INSECURE")]
     pub insecure: bool,
 }
+
+/// For programs that meet as equals: one of them accepts the connections of the others.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Protection")]
+pub struct PeerArgs {
+    /// The certificate of whoever listens and those above it, in PEM; read again when it changes
+    #[arg(long, env = "POLO_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Its private key, in PEM
+    #[arg(long, env = "POLO_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Who signs the certificates of those who join (with the DNS name worker.polo), in PEM
+    #[arg(long, env = "POLO_CLIENT_CA", value_name = "FILE", requires = "tls_cert")]
+    pub client_ca: Option<PathBuf>,
+    /// Who signs the certificate of whoever listens, in PEM [default: whom this machine trusts]
+    #[arg(long, env = "POLO_CA", value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// The certificate to show when joining, in PEM
+    #[arg(long, env = "POLO_CERT", value_name = "FILE", requires = "key")]
+    pub cert: Option<PathBuf>,
+    /// Its private key, in PEM
+    #[arg(long, env = "POLO_KEY", value_name = "FILE", requires = "cert")]
+    pub key: Option<PathBuf>,
+    /// The token that all of them have, in place of certificates of those who join
+    #[arg(long, env = "POLO_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Goes without protection on addresses that others can reach
+    #[arg(long, env = "POLO_INSECURE")]
+    pub insecure: bool,
+}
+
+impl PeerArgs {
+    /// For the one who listens: the others have the role of workers.
+    pub fn as_server(&self) -> ServerArgs {
+        ServerArgs {
+            tls_cert: self.tls_cert.clone(),
+            tls_key: self.tls_key.clone(),
+            client_ca: self.client_ca.clone(),
+            worker_token_file: self.token_file.clone(),
+            operator_token_file: None,
+            insecure: self.insecure,
+        }
+    }
+
+    /// For those who join.
+    pub fn as_client(&self) -> ClientArgs {
+        ClientArgs {
+            ca: self.ca.clone(),
+            cert: self.cert.clone(),
+            key: self.key.clone(),
+            token_file: self.token_file.clone(),
+            insecure: self.insecure,
+        }
+    }
+}

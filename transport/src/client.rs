@@ -53,9 +53,9 @@ impl Client {
         Self { args }
     }
 
-    /// Where `url` leads (`http://` is added if it has no scheme), and what to show there. Files are read now.
+    /// Where `url` leads, which may lack its scheme, and what to show there. Files are read now.
     pub fn prepare(&self, url: &str) -> Result<(Endpoint, Credentials), TransportError> {
-        let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
+        let url = with_scheme(url);
         let bad = |problem: String| TransportError::Address { url: url.clone(), problem };
         let uri: Uri = url.parse().map_err(|e: tonic::codegen::http::uri::InvalidUri| bad(e.to_string()))?;
         let scheme = uri.scheme_str().unwrap_or_default();
@@ -146,6 +146,11 @@ impl Client {
         shown.set_sensitive(true);
         Ok(Credentials(Some(shown)))
     }
+}
+
+/// An address as it may be written, `HOST:PORT`, as a URL.
+pub fn with_scheme(address: &str) -> String {
+    if address.contains("://") { address.into() } else { format!("http://{address}") }
 }
 
 fn is_encrypted(uri: &Uri) -> bool {

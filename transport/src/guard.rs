@@ -52,17 +52,14 @@ pub enum Refusal {
 /// Decides who is admitted.
 #[derive(Debug, Clone, Default)]
 pub struct Guard {
-    tokens: Option<[(Role, Expected); 2]>,
+    tokens: Vec<(Role, Expected)>,
     asks_for_certificates: bool,
 }
 
 impl Guard {
     /// As the options say; an address that others can reach needs protection, or the word that it needs none.
     pub fn new(args: &ServerArgs, address: SocketAddr) -> Result<Self, TransportError> {
-        let tokens = match (&args.worker_token_file, &args.operator_token_file) {
-            (Some(worker), Some(operator)) => Some(expected(worker, operator)?),
-            _ => None,
-        };
+        let tokens = expected(args.worker_token_file.as_deref(), args.operator_token_file.as_deref())?;
         let guard = Self { tokens, asks_for_certificates: args.client_ca.is_some() };
         let exposed = |missing, remedy| Err(TransportError::Exposed { address, missing, remedy });
         match () {
@@ -80,7 +77,7 @@ impl Guard {
 
     /// Whether everybody is admitted.
     pub fn is_open(&self) -> bool {
-        self.tokens.is_none() && !self.asks_for_certificates
+        self.tokens.is_empty() && !self.asks_for_certificates
     }
 
     /// Whether a request that shows a certificate of a role, or a token, may do what it wants.
@@ -96,15 +93,22 @@ impl Guard {
     }
 
     fn role_of(&self, token: &str) -> Option<Role> {
-        self.tokens.iter().flatten().find(|(_, expected)| expected.is(token)).map(|(role, _)| *role)
+        self.tokens.iter().find(|(_, expected)| expected.is(token)).map(|(role, _)| *role)
     }
 }
 
-fn expected(worker: &Path, operator: &Path) -> Result<[(Role, Expected); 2], TransportError> {
-    if crate::token::read(worker)? == crate::token::read(operator)? {
+fn expected(worker: Option<&Path>, operator: Option<&Path>) -> Result<Vec<(Role, Expected)>, TransportError> {
+    let files: Vec<_> = [(Role::Worker, worker), (Role::Operator, operator)]
+        .into_iter()
+        .filter_map(|(role, path)| Some((role, path?)))
+        .collect();
+    let tokens = files.iter().map(|(_, path)| crate::token::read(path)).collect::<Result<Vec<_>, _>>()?;
+    if let ([one, other], [(_, worker), (_, operator)]) = (&tokens[..], &files[..])
+        && one == other
+    {
         return Err(TransportError::SameToken { worker: worker.into(), operator: operator.into() });
     }
-    Ok([(Role::Worker, Expected(worker.into())), (Role::Operator, Expected(operator.into()))])
+    Ok(files.into_iter().map(|(role, path)| (role, Expected(path.into()))).collect())
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! ([`Guard`]), workers and people connect ([`Client`]). Certificates and tokens are files that are read again when they
 //! have changed. It must never write a token or a key anywhere, errors and logs included. Start reading at [`Guard`].
 
+mod admission;
 mod args;
 mod certificates;
 mod client;
@@ -16,8 +17,9 @@ mod token;
 use std::{io, net::SocketAddr, path::PathBuf};
 
 pub use self::{
-    args::{ClientArgs, ServerArgs},
-    client::{Client, Credentials},
+    admission::guarded,
+    args::{ClientArgs, PeerArgs, ServerArgs},
+    client::{Client, Credentials, with_scheme},
     guard::{Guard, Need, Refusal, Role},
     server::{Connection, Peer, ServerTls, accept},
 };

@@ -9,7 +9,7 @@ use polo_proto::v1::{
     self, SessionRequest, coordination_client::CoordinationClient, session_request::Message as Up,
     session_response::Message as Down,
 };
-use polo_recipe::ids::Generation;
+use polo_recipe::ids::{Generation, Step};
 use polo_transport::Client;
 use prost::Message as _;
 use tokio::{
@@ -204,6 +204,9 @@ impl Agent {
 
     /// Keeps what would have to be said again; a later message of a kind makes an earlier one obsolete.
     fn noted(&mut self, message: Up) -> Up {
+        if let Up::Step(report) = &message {
+            polo_log::at_step(Step(report.step));
+        }
         if matches!(message, Up::CheckpointPart(_) | Up::Finished(_) | Up::PlaneLost(_) | Up::Arrived(_)) {
             let same_kind = std::mem::discriminant(&message);
             self.repeated.retain(|kept| std::mem::discriminant(kept) != same_kind);
@@ -216,7 +219,10 @@ impl Agent {
         let event = match message.message {
             Some(Down::Welcome(welcome)) => Event::Attached { epoch: welcome.epoch },
             Some(Down::Generation(start)) => match order(start) {
-                Ok(order) => Event::Ordered(order),
+                Ok(order) => {
+                    polo_log::in_generation(order.generation, Some(order.rank));
+                    Event::Ordered(order)
+                }
                 Err(problem) => Event::Failed(problem),
             },
             Some(Down::Abort(abort)) => Event::Dropped(Generation(abort.generation)),

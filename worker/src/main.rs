@@ -19,8 +19,8 @@ use polo_recipe::{
     footprint::Problem,
     layout::{CHUNK_PARAMS, Layout},
 };
-use polo_store::{Cache, CacheError, Store, StoreError, recipe_file};
-use polo_transport::{Client, ClientArgs, TransportError};
+use polo_store::{Cache, CacheError, Store, StoreError, checkpoint, recipe_file};
+use polo_transport::{Client, ClientArgs, TransportError, with_scheme};
 use polo_worker::{
     agent::{Agent, over_network},
     checkpointer::Checkpointer,
@@ -53,7 +53,6 @@ use tokio::{
     sync::mpsc,
     time::timeout,
 };
-use tracing_subscriber::EnvFilter;
 
 /// How long the torch thread may take to end.
 const TORCH_FAREWELL: Duration = Duration::from_secs(2);
@@ -144,11 +143,7 @@ enum WorkerError {
 pub fn main() -> ExitCode {
     fix_cublas_workspace();
     let args = Args::parse();
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_from_env("POLO_LOG").unwrap_or_else(|_| EnvFilter::new("warn")))
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .init();
+    polo_log::begin("polo-worker");
     if args.while_stdin_open {
         std::thread::spawn(end_with_stdin);
     }
@@ -157,7 +152,8 @@ pub fn main() -> ExitCode {
     match (run(args), speaker) {
         (Ok(exit_code), _) => return ExitCode::from(exit_code),
         (Err(WorkerError::Run(_)), Some(_)) => {}
-        (Err(error), speaker) => eprintln!("{}: {error}", speaker.as_deref().unwrap_or("error")),
+        (Err(error), None) => polo_log::fail(error),
+        (Err(error), Some(speaker)) => polo_log::say(format_args!("{speaker}: {error}")),
     }
     ExitCode::FAILURE
 }
@@ -174,7 +170,7 @@ fn fix_cublas_workspace() {
 /// Ends the process when nobody holds the other end of its standard input any more.
 fn end_with_stdin() {
     let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
-    eprintln!("error: the process that started this worker is gone");
+    polo_log::fail("the process that started this worker is gone");
     std::process::exit(1);
 }
 
@@ -194,6 +190,7 @@ impl Sigterm {
 
 fn run(args: Args) -> Result<u8, WorkerError> {
     let recipe = recipe_file::load(&args.recipe, &args.sets)?;
+    polo_log::in_run(&recipe.run.name);
     settle(&recipe, args.gpu)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(WorkerError::Threads)?;
@@ -216,12 +213,40 @@ async fn work_until_asked_to_leave(args: Args, recipe: Recipe, sigterm: Arc<Sigt
     tokio::select! {
         corpus = opening => {
             let corpus = Arc::new(corpus?);
-            work(args, recipe, corpus, terminations, sigterm).await
+            work_unless_completed(args, recipe, corpus, terminations, sigterm).await
         }
         _ = terminations.recv() => {
             sigterm.has_come.store(true, Ordering::Relaxed);
             Ok(Ending::Drained)
         }
+    }
+}
+
+/// Works; a coordinator that cannot be reached may have gone with the run's end, and so may one that is not there yet.
+async fn work_unless_completed(
+    args: Args,
+    recipe: Recipe,
+    corpus: Arc<Corpus>,
+    terminations: Signal,
+    sigterm: Arc<Sigterm>,
+) -> Result<Ending, WorkerError> {
+    if !is_completed(&recipe, &corpus).await? {
+        let ending = work(args, recipe.clone(), corpus.clone(), terminations, sigterm).await?;
+        if !matches!(ending, Ending::Failed(_)) || !is_completed(&recipe, &corpus).await? {
+            return Ok(ending);
+        }
+    }
+    polo_log::say(format_args!("the run in {} has been completed; there is nothing left to do", recipe.run.store));
+    Ok(Ending::Released)
+}
+
+/// Whether the state after the run's last step is in its store.
+async fn is_completed(recipe: &Recipe, corpus: &Corpus) -> Result<bool, WorkerError> {
+    let last = corpus.manifest().plan(recipe)?.num_steps();
+    match checkpoint::read_manifest(&Store::open(&recipe.run.store)?, last).await {
+        Ok(_) => Ok(true),
+        Err(error) if error.is_damage() => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -231,7 +256,7 @@ async fn pass_on_wishes_to_leave(mut terminations: Signal, sigterm: Arc<Sigterm>
     sigterm.has_come.store(true, Ordering::Relaxed);
     desk.handle(Event::LeaveWanted);
     terminations.recv().await;
-    eprintln!("error: asked twice to leave; what this worker holds was not handed back");
+    polo_log::fail("asked twice to leave; what this worker holds was not handed back");
     std::process::exit(1);
 }
 
@@ -288,16 +313,12 @@ async fn work(
 /// Ends the process at once: a thread that does not come back cannot be ended otherwise.
 fn leave_without_torch(ending: &Ending, sigterm: &Sigterm) -> ! {
     let seconds = TORCH_FAREWELL.as_secs();
-    eprintln!("error: the torch thread did not end within {seconds} s, and is left where it is");
+    polo_log::fail(format_args!("the torch thread did not end within {seconds} s, and is left where it is"));
     if let Ending::Failed(reason) = ending {
-        eprintln!("error: {reason}");
+        polo_log::fail(reason);
         std::process::exit(1);
     }
     std::process::exit(sigterm.exit_code(ending).into());
-}
-
-fn with_scheme(address: &str) -> String {
-    if address.contains("://") { address.into() } else { format!("http://{address}") }
 }
 
 fn hello(args: &Args, recipe: &Recipe, corpus: &Corpus, listener: &Listener) -> v1::Hello {

@@ -28,10 +28,11 @@ use self::{
     round::Turmoil,
     scene::Setting,
 };
+use polo_log::say;
+
 use crate::{
     coordinate::{OnSigterm, Signals},
     error::CliError,
-    talk::say,
 };
 
 /// Runs in a row that may end without a single fault.
@@ -46,7 +47,10 @@ for all workers, and a store in which chunks can neither be read nor written.
 Networks are cut where user and network namespaces can be made (with `ip`, `unshare` and `nsenter`) and the corpus is a
 folder; where they cannot, it says why.
 
-Exits with 0 if all runs end in the same state. A seed repeats the choices, but not the machine's own timing.";
+Exits with 0 if all runs end in the same state. A seed repeats the choices, but not the machine's own timing.
+
+Examples:
+  polo chaos recipe.toml --workers 3 --set stages.0.steps=60";
 
 /// Arguments of `polo chaos`.
 #[derive(Debug, Args)]

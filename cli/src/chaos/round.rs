@@ -19,7 +19,9 @@ use super::{
     scene::{Meaning, Scene, Setting},
     watching::follow,
 };
-use crate::{coordinate::Signals, talk::say};
+use polo_log::say;
+
+use crate::coordinate::Signals;
 
 /// A run that takes no step for so long, although nothing is broken any more, has failed.
 const LONGEST_STANDSTILL: Duration = Duration::from_secs(60);

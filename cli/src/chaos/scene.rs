@@ -18,7 +18,7 @@ use super::{
     network::{Cable, Network},
     processes::{Exit, Processes},
 };
-use crate::talk::say;
+use polo_log::say;
 
 const COORDINATOR: &str = "coordinator";
 /// Whoever has lived for less is not started again at once.

@@ -5,7 +5,9 @@ use polo_kubernetes::{LogLine, LogOptions};
 use serde_json::json;
 
 use super::{ClusterArgs, print, print_json};
-use crate::{error::CliError, talk::say};
+use polo_log::say;
+
+use crate::error::CliError;
 
 const EXAMPLES: &str = "\
 Each line begins with who said it.

@@ -7,7 +7,9 @@ use polo_kubernetes::Deletion;
 use serde_json::json;
 
 use super::{ClusterArgs, print_json};
-use crate::{error::CliError, talk::say};
+use polo_log::say;
+
+use crate::error::CliError;
 
 const SCALE_EXAMPLES: &str = "\
 More workers join at a step boundary. Fewer: those with the highest numbers hand back what they hold, and leave.

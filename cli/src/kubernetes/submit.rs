@@ -3,13 +3,15 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use polo_kubernetes::{Account, Submission, WorkerSize, render, to_yaml};
+use polo_kubernetes::{Account, Submission, TlsSecrets, WorkerSize, render, to_yaml};
 use polo_recipe::config::Recipe;
 use polo_store::recipe_file;
 use serde_json::json;
 
 use super::{ClusterArgs, print, print_json};
-use crate::{error::CliError, talk::say, units};
+use polo_log::say;
+
+use crate::{error::CliError, units};
 
 const EXAMPLES: &str = "\
 The run is called as its recipe's run.name says; store, corpus and initial weights have to lie in object storage. Submitting
@@ -17,8 +19,8 @@ the same recipe again brings the run's objects up to date. What a run is made of
 
 Examples:
   # Credentials from a Secret that `kubectl create secret generic` has made
-  polo submit recipe.toml --image registry.example/polo:0.1.0 --workers 8 --max-workers 16 --insecure --secret s3-credentials \\
-    --env AWS_REGION=eu-central-1
+  polo submit recipe.toml --image registry.example/polo:0.1.0 --workers 8 --max-workers 16 --secret s3-credentials \\
+    --env AWS_REGION=eu-central-1 --tls-secret polo-coordinator --worker-tls-secret polo-worker
 
   # Credentials from the cloud's identity of a ServiceAccount
   polo submit recipe.toml --image registry.example/polo:0.1.0 --workers 8 --insecure \\
@@ -84,7 +86,17 @@ pub struct SubmitArgs {
     /// Has the workers wait in this LocalQueue of Kueue's, which may start fewer, but at least workers.min_workers
     #[arg(long, value_name = "NAME")]
     queue: Option<String>,
-    /// Runs without TLS and tokens, which there are none of on Kubernetes yet: NetworkPolicies keep others out
+    /// A Secret with the coordinator's certificate, for the host RUN-coordinator (tls.crt, tls.key), and with who has signed
+    /// all certificates of the run (ca.crt)
+    #[arg(long, value_name = "NAME", conflicts_with = "insecure")]
+    tls_secret: Option<String>,
+    /// A Secret with the certificate that workers show, for the host worker.polo (tls.crt, tls.key)
+    #[arg(long, value_name = "NAME", requires = "tls_secret")]
+    worker_tls_secret: Option<String>,
+    /// A Secret with the tokens that workers and people show instead (worker-token, operator-token)
+    #[arg(long, value_name = "NAME", requires = "tls_secret")]
+    token_secret: Option<String>,
+    /// Runs without TLS and tokens: only NetworkPolicies keep others out
     #[arg(long)]
     insecure: bool,
     /// Takes over fields that others have set
@@ -159,6 +171,11 @@ impl SubmitArgs {
             },
             node_selector: self.node_selector.iter().cloned().collect(),
             queue: self.queue.clone(),
+            tls: self.tls_secret.clone().map(|coordinator| TlsSecrets {
+                coordinator,
+                worker: self.worker_tls_secret.clone(),
+                tokens: self.token_secret.clone(),
+            }),
             insecure: self.insecure,
             recipe,
         })

@@ -287,6 +287,26 @@ pub fn wait_for_status<T>(world: &World, address: &str, wanted: impl Fn(&serde_j
     }
 }
 
+/// The first line of a command's standard output for which `wanted` gives something. The command is killed then.
+pub fn first_on_stdout<T>(command: &mut Command, wanted: impl Fn(&str) -> Option<T>) -> T {
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("starts");
+    let stdout = BufReader::new(child.stdout.take().expect("piped"));
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+    let (deadline, mut last) = (Instant::now() + LIMIT, String::new());
+    loop {
+        let Ok(line) = lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) else {
+            panic!("nothing of the kind within {LIMIT:?}; its last line: {last}");
+        };
+        if let Some(found) = wanted(&line) {
+            let _ = child.kill();
+            let _ = child.wait();
+            return found;
+        }
+        last = line;
+    }
+}
+
 /// The JSON line at the end of a run that went well.
 pub fn result(output: &Output) -> serde_json::Value {
     assert!(output.status.success(), "{}", talk(output));

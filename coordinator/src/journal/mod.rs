@@ -133,6 +133,23 @@ impl Past {
     }
 }
 
+/// A journal as one text, with an object on each line: what [`replayed`] reads.
+#[cfg(test)]
+pub fn as_text(entries: impl IntoIterator<Item = Entry>) -> Vec<u8> {
+    let record = |entry| Line { coordinator: 1, record: Record::Entry(entry) };
+    let lines = entries.into_iter().map(|entry| serde_json::to_vec(&record(entry)).unwrap_or_default());
+    lines.collect::<Vec<_>>().join(&b'\n')
+}
+
+#[cfg(test)]
+pub fn replayed(text: &[u8]) -> serde_json::Result<Restored> {
+    let mut past = Past::default();
+    for line in text.split(|byte| *byte == b'\n') {
+        past.replay(serde_json::from_slice(line)?);
+    }
+    Ok(past.restored)
+}
+
 #[cfg(test)]
 mod exhaustive;
 #[cfg(test)]

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use polo_proto::v1::{Bill, Incident, Member, RunPhase, Status};
-use prometheus::{CounterVec, GaugeVec, Opts, Registry, TextEncoder, core::Collector};
+use prometheus::{CounterVec, GaugeVec, Opts, Registry, TextEncoder, core::Collector, proto::MetricFamily};
 
 use crate::json;
 
@@ -24,8 +24,13 @@ const PHASES: [RunPhase; 6] = [
     RunPhase::Failed,
 ];
 
-/// All metrics of a run.
+/// All metrics of a run, in Prometheus' text format.
 pub fn text(status: &Status) -> prometheus::Result<String> {
+    TextEncoder::new().encode_to_string(&families(status)?)
+}
+
+/// All metrics of a run.
+pub fn families(status: &Status) -> prometheus::Result<Vec<MetricFamily>> {
     let metrics = Metrics::of_run(&status.run)?;
     metrics.add_run(status)?;
     metrics.add_last_step(status)?;
@@ -34,7 +39,7 @@ pub fn text(status: &Status) -> prometheus::Result<String> {
     metrics.add_incidents(&status.incidents)?;
     metrics.add_ledger(status)?;
     metrics.add_validation(status)?;
-    TextEncoder::new().encode_to_string(&metrics.0.gather())
+    Ok(metrics.0.gather())
 }
 
 struct Metrics(Registry);

@@ -1,7 +1,8 @@
 //! What a browser and Prometheus get, from the port that speaks gRPC as well: the page, the run's state as JSON, once or as
 //! it changes, and metrics. Nothing here changes the run.
 
-mod metrics;
+mod catalogue;
+pub(crate) mod metrics;
 mod page;
 
 use std::{convert::Infallible, time::Duration};
@@ -17,7 +18,8 @@ use axum::{
     routing::get,
 };
 use futures::{Stream, StreamExt};
-use tokio_stream::wrappers::WatchStream;
+
+pub use catalogue::{Metric, catalogue};
 
 use crate::{core::Inbound, json, services::Services};
 
@@ -57,7 +59,7 @@ async fn history(State(services): State<Services>) -> Answer<impl IntoResponse> 
 }
 
 async fn events(State(services): State<Services>) -> Answer<Sse<impl Stream<Item = Result<Event, Infallible>>>> {
-    let statuses = WatchStream::new(services.ask_core(Inbound::Watch).await.map_err(Unanswered)?);
+    let statuses = services.watch().await.map_err(Unanswered)?;
     let statuses = tokio_stream::StreamExt::throttle(statuses, EVENT_INTERVAL);
     let events = statuses.map(|status| Ok(Event::default().data(json::status(&status).to_string())));
     Ok(Sse::new(events).keep_alive(KeepAlive::default()))

@@ -12,7 +12,7 @@ use super::{
     WORKERS_KEY, metadata,
     pod::{self, RECIPE_PATH, leave_lost_nodes_after, quantities, resources},
 };
-use crate::{COORDINATOR_PORT, names::Component, submission::Submission};
+use crate::{COORDINATOR_PORT, HEALTH_PORT, names::Component, submission::Submission};
 
 /// Restarts and evictions together, after which the run is taken for one that cannot go on. Pauses between restarts grow
 /// to 5 minutes, so it is tried for most of a day.
@@ -47,21 +47,17 @@ fn pod_spec() -> PodSpec {
 }
 
 fn container(submission: &Submission) -> Container {
-    let listen = format!("0.0.0.0:{COORDINATOR_PORT}");
-    let args = ["coordinator", RECIPE_PATH, "--listen", &listen, "--workers", "$(POLO_EXPECTED_WORKERS)"];
-    let args = args.into_iter().chain(["--on-sigterm", "leave"]).chain(submission.insecure.then_some("--insecure"));
+    let [listen, health_listen] = [COORDINATOR_PORT, HEALTH_PORT].map(|port| format!("0.0.0.0:{port}"));
+    let args = ["coordinator", RECIPE_PATH, "--listen", &listen, "--health-listen", &health_listen];
+    let args = args.into_iter().chain(["--workers", "$(POLO_EXPECTED_WORKERS)", "--on-sigterm", "leave"]);
+    let args = args.chain(submission.insecure.then_some("--insecure"));
     Container {
         command: Some(vec!["polo".into()]),
         args: Some(args.map(Into::into).collect()),
         env: Some(vec![expected_workers(submission)]),
         image: Some(submission.coordinator_image.clone()),
         liveness_probe: Some(probe(10, 6)),
-        ports: Some(vec![ContainerPort {
-            name: Some("grpc".into()),
-            container_port: COORDINATOR_PORT.into(),
-            protocol: Some("TCP".into()),
-            ..ContainerPort::default()
-        }]),
+        ports: Some(vec![port("grpc", COORDINATOR_PORT), port("health", HEALTH_PORT)]),
         readiness_probe: Some(probe(2, 3)),
         resources: Some(resources(
             quantities([("cpu", "250m"), ("memory", "512Mi")]),
@@ -73,6 +69,15 @@ fn container(submission: &Submission) -> Container {
     }
 }
 
+fn port(name: &str, number: u16) -> ContainerPort {
+    ContainerPort {
+        name: Some(name.into()),
+        container_port: number.into(),
+        protocol: Some("TCP".into()),
+        ..ContainerPort::default()
+    }
+}
+
 /// From the ConfigMap, since a Job's pods cannot be changed and the number of workers can.
 fn expected_workers(submission: &Submission) -> EnvVar {
     let key = ConfigMapKeySelector { key: WORKERS_KEY.into(), name: submission.run().into(), optional: None };
@@ -80,10 +85,10 @@ fn expected_workers(submission: &Submission) -> EnvVar {
     EnvVar { name: "POLO_EXPECTED_WORKERS".into(), value: None, value_from: Some(value_from) }
 }
 
-/// Asks the standard health service.
+/// Asks the standard health service, on a port of its own: the kubelet's probes cannot speak TLS.
 fn probe(period_seconds: i32, failure_threshold: i32) -> Probe {
     Probe {
-        grpc: Some(GRPCAction { port: COORDINATOR_PORT.into(), ..GRPCAction::default() }),
+        grpc: Some(GRPCAction { port: HEALTH_PORT.into(), ..GRPCAction::default() }),
         failure_threshold: Some(failure_threshold),
         period_seconds: Some(period_seconds),
         timeout_seconds: Some(5),

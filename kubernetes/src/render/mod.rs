@@ -4,6 +4,7 @@ mod coordinator;
 mod disruption;
 mod network;
 mod pod;
+mod protection;
 mod worker;
 
 use std::collections::BTreeMap;

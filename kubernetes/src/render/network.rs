@@ -30,9 +30,10 @@ const METADATA_SERVERS: [(&str, u16); 3] =
 /// itself whom it serves.
 pub fn service(submission: &Submission) -> Service {
     let (component, run) = (Component::Coordinator, submission.run());
+    let app_protocol = if submission.tls.is_some() { "https" } else { "kubernetes.io/h2c" };
     let port = ServicePort {
         name: Some("grpc".into()),
-        app_protocol: Some("kubernetes.io/h2c".into()),
+        app_protocol: Some(app_protocol.into()),
         port: COORDINATOR_PORT.into(),
         protocol: Some("TCP".into()),
         target_port: Some(IntOrString::String("grpc".into())),

@@ -11,7 +11,7 @@ use k8s_openapi::{
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
 };
 
-use super::RECIPE_KEY;
+use super::{RECIPE_KEY, protection};
 use crate::{
     names::Component,
     submission::{Account, Submission},
@@ -29,12 +29,12 @@ pub fn template(submission: &Submission, component: Component, pod: PodSpec, con
     let mounts = container.volume_mounts.clone().unwrap_or_default();
     let container = Container {
         name: component.as_str().into(),
-        env: Some(env(submission, container.env.clone().unwrap_or_default())),
+        env: Some(env(submission, component, container.env.clone().unwrap_or_default())),
         env_from: some(submission.secrets.iter().map(|secret| variables_of(secret)).collect()),
         security_context: Some(container_security()),
         // What a program says last is the reason that `kubectl describe` shows.
         termination_message_policy: Some("FallbackToLogsOnError".into()),
-        volume_mounts: Some([vec![mount("recipe", "/etc/polo", true), mount("tmp", "/tmp", false)], mounts].concat()),
+        volume_mounts: Some([mounts_of_all(submission), mounts].concat()),
         ..container
     };
     let spec = PodSpec {
@@ -45,8 +45,7 @@ pub fn template(submission: &Submission, component: Component, pod: PodSpec, con
         image_pull_secrets: some(submission.image_pull_secrets.iter().map(|name| reference(name)).collect()),
         security_context: Some(pod_security()),
         service_account_name: Some(account_name(submission)),
-        // Certificates and tokens of the run become one more volume here, from a Secret.
-        volumes: Some([vec![recipe_volume(submission), scratch("tmp", None)], own(pod.volumes.clone())].concat()),
+        volumes: Some([volumes_of_all(submission, component), own(pod.volumes.clone())].concat()),
         ..pod
     };
     let metadata = ObjectMeta { labels: Some(pod_labels(submission, component)), ..ObjectMeta::default() };
@@ -71,9 +70,20 @@ fn account_name(submission: &Submission) -> String {
     }
 }
 
-fn env(submission: &Submission, own: Vec<EnvVar>) -> Vec<EnvVar> {
+fn volumes_of_all(submission: &Submission, component: Component) -> Vec<Volume> {
+    let files = submission.tls.as_ref().map(|tls| protection::volume(tls, component));
+    [recipe_volume(submission), scratch("tmp", None)].into_iter().chain(files).collect()
+}
+
+fn mounts_of_all(submission: &Submission) -> Vec<VolumeMount> {
+    let files = submission.tls.as_ref().map(|_| protection::volume_mount());
+    [mount("recipe", "/etc/polo", true), mount("tmp", "/tmp", false)].into_iter().chain(files).collect()
+}
+
+fn env(submission: &Submission, component: Component, own: Vec<EnvVar>) -> Vec<EnvVar> {
+    let files = submission.tls.iter().flat_map(|tls| protection::env(tls, component));
     let given = submission.env.iter().map(|(name, value)| variable(name, value));
-    [variable("HOME", "/tmp")].into_iter().chain(own).chain(given).collect()
+    [variable("HOME", "/tmp")].into_iter().chain(own).chain(files).chain(given).collect()
 }
 
 /// An environment variable.

@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     COORDINATOR_PORT, DATA_PORT, TERMINATED_EXIT_CODE,
-    names::{Component, INDEX_LABEL, worker_id},
+    names::{Component, INDEX_LABEL, coordinator_host, worker_id},
     submission::Submission,
 };
 
@@ -152,11 +152,12 @@ fn container(submission: &Submission) -> Container {
 }
 
 fn env(submission: &Submission) -> Vec<EnvVar> {
-    let coordinator = Component::Coordinator.object_name(submission.run());
+    let (scheme, coordinator) =
+        (if submission.tls.is_some() { "https" } else { "http" }, coordinator_host(submission.run()));
     let mut env = vec![
         index(),
         variable("POLO_WORKER_ID", &worker_id("$(POLO_WORKER_INDEX)")),
-        variable("POLO_COORDINATOR", &format!("http://{coordinator}:{COORDINATOR_PORT}")),
+        variable("POLO_COORDINATOR", &format!("{scheme}://{coordinator}:{COORDINATOR_PORT}")),
         variable("POLO_LISTEN", &format!("0.0.0.0:{DATA_PORT}")),
         variable("POLO_CACHE", CACHE),
     ];

@@ -13,15 +13,13 @@ use polo_proto::v1::{
     self, helper_request::Message as Up, helper_response::Message as Down, preparation_client::PreparationClient,
 };
 use polo_store::{Digest, Store, corpus::MANIFEST_KEY};
+use polo_transport::{Client, Credentials};
 use tokio::{
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{
-    Code, Streaming,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Code, Streaming, service::interceptor::InterceptedService, transport::Channel};
 
 use super::{
     MAX_DESCRIPTION_BYTES,
@@ -49,15 +47,11 @@ const FAREWELL: Duration = Duration::from_millis(500);
 
 /// Helps the leader at `url` until there is nothing left to do.
 pub async fn run(url: &str, args: &ClusterArgs, jobs: Option<NonZeroUsize>) -> Result<(), PrepareError> {
-    let endpoint = Endpoint::from_shared(url.to_owned())
-        .map_err(|error| PrepareError::BadLeader { url: url.to_owned(), reason: error.to_string() })?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        // A leader that falls silent without closing the connection must not be waited for without end.
-        .http2_keep_alive_interval(CONNECT_TIMEOUT)
-        .keep_alive_timeout(2 * CONNECT_TIMEOUT);
+    let client = Client::new(args.protection.as_client());
+    // What is wrong with the files of certificates and tokens is said now, not as a leader that cannot be reached.
+    client.prepare(url)?;
     let patience = Patience { url: url.to_owned(), limit: Duration::from_secs(args.join_timeout_s.get()) };
-    let leader = Leader { endpoint, patience };
+    let leader = Leader { client, patience };
     let description = leader.describe().await?;
     let Prepared { tools, input, output } = Prepared::new(url, &description).await?;
     let num_jobs = jobs.or(std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
@@ -93,22 +87,28 @@ struct Patience {
     limit: Duration,
 }
 
+type Connection = PreparationClient<InterceptedService<Channel, Credentials>>;
+
 struct Leader {
-    endpoint: Endpoint,
+    client: Client,
     patience: Patience,
 }
 
 impl Leader {
-    async fn connect(&self) -> Result<PreparationClient<Channel>, String> {
-        let channel = self.endpoint.connect().await.map_err(|error| words(&error))?;
-        Ok(PreparationClient::new(channel).max_decoding_message_size(MAX_DESCRIPTION_BYTES + (1 << 20)))
+    async fn connect(&self) -> Result<Connection, String> {
+        let (endpoint, credentials) = self.client.prepare(&self.patience.url).map_err(|error| words(&error))?;
+        // A leader that falls silent without closing the connection must not be waited for without end.
+        let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).http2_keep_alive_interval(CONNECT_TIMEOUT);
+        let channel = self.client.connect(endpoint.keep_alive_timeout(2 * CONNECT_TIMEOUT)).await;
+        let channel = channel.map_err(|error| words(&error))?;
+        Ok(PreparationClient::with_interceptor(channel, credentials).max_decoding_message_size(MAX_DESCRIPTION_BYTES + (1 << 20)))
     }
 
     async fn describe(&self) -> Result<v1::DescribeResponse, PrepareError> {
         let since = Instant::now();
         loop {
             let problem = match timeout(DESCRIBE_TIMEOUT, self.try_describe()).await {
-                Ok(Ok(description)) => return Ok(description),
+                Ok(Ok(answer)) => return answer,
                 Ok(Err(problem)) => problem,
                 Err(_) => format!("no answer within {} s", DESCRIBE_TIMEOUT.as_secs()),
             };
@@ -116,13 +116,18 @@ impl Leader {
         }
     }
 
-    async fn try_describe(&self) -> Result<v1::DescribeResponse, String> {
-        let described = self.connect().await?.describe(v1::DescribeRequest {}).await;
-        let other = |status: tonic::Status| match status.code() {
-            Code::Unimplemented => "something else listens there".to_owned(),
-            _ => status.message().to_owned(),
+    /// What the leader says, or what is wrong that may be mended by waiting.
+    async fn try_describe(&self) -> Result<Result<v1::DescribeResponse, PrepareError>, String> {
+        let status = match self.connect().await?.describe(v1::DescribeRequest {}).await {
+            Ok(described) => return Ok(Ok(described.into_inner())),
+            Err(status) => status,
         };
-        Ok(described.map_err(other)?.into_inner())
+        let (url, reason) = (self.patience.url.clone(), status.message().to_owned());
+        match status.code() {
+            Code::Unauthenticated | Code::PermissionDenied => Ok(Err(PrepareError::HelperRefused { url, reason })),
+            Code::Unimplemented => Err("something else listens there".into()),
+            _ => Err(reason),
+        }
     }
 }
 

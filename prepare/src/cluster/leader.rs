@@ -8,6 +8,7 @@ use std::{
 
 use polo_proto::v1::{self, helper_response::Message, preparation_server::PreparationServer};
 use polo_store::Store;
+use polo_transport::{Guard, Need, Role, ServerTls, accept, guarded};
 use prost::Message as _;
 use tokio::{
     net::TcpListener,
@@ -15,7 +16,7 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
 };
-use tokio_stream::wrappers::TcpListenerStream;
+use tonic::service::Routes;
 
 use super::{
     FileInPlan, MAX_DESCRIPTION_BYTES, MAX_WAIT_FOR_HELPERS, PROGRESS_TIMEOUT,
@@ -36,6 +37,8 @@ use crate::{
 
 /// How long helpers may take to hang up once they have been told of the end.
 const FAREWELL: Duration = Duration::from_secs(10);
+/// Of one helper.
+const MAX_STREAMS_PER_CONNECTION: u32 = 64;
 /// Heartbeats that fit into the time after which a silent helper is given up.
 const HEARTBEATS: u64 = 5;
 
@@ -91,8 +94,8 @@ struct LedSupply {
 }
 
 impl Leader {
-    /// Begins to serve helpers on `listener`. To be called in a runtime.
-    pub fn start(listener: TcpListener, args: &ClusterArgs, opening: Opening) -> Result<Self, PrepareError> {
+    /// Begins to serve helpers. To be called in a runtime.
+    pub fn start(door: Door, args: &ClusterArgs, opening: Opening) -> Result<Self, PrepareError> {
         let (inbound, events) = mpsc::channel(1024);
         let silence_timeout_ms = args.helper_timeout_s.get().saturating_mul(1000);
         let settings = Settings {
@@ -123,7 +126,7 @@ impl Leader {
             turn: None,
             is_stopped: false,
         };
-        let core = tokio::spawn(serve(core, events, listener, service));
+        let core = tokio::spawn(serve(core, events, door, service));
         Ok(Self { inbound, core, screen })
     }
 
@@ -187,13 +190,24 @@ fn description(opening: &Opening) -> Result<v1::DescribeResponse, PrepareError> 
     }
 }
 
-async fn serve(core: Core, events: mpsc::Receiver<Inbound>, listener: TcpListener, service: Service) {
+/// Where helpers come in, and who is let in.
+pub struct Door {
+    /// The socket.
+    pub listener: TcpListener,
+    /// Its certificate, if it speaks TLS.
+    pub tls: Option<ServerTls>,
+    /// Who is admitted.
+    pub guard: Guard,
+}
+
+async fn serve(core: Core, events: mpsc::Receiver<Inbound>, door: Door, service: Service) {
     let (shut_down, shutting_down) = oneshot::channel::<()>();
     let screen = core.opening.screen.clone();
+    let services = guarded(Routes::new(PreparationServer::new(service)), door.guard, |_| Need::Role(Role::Worker));
     let server = tonic::transport::Server::builder()
-        .tcp_nodelay(true)
-        .add_service(PreparationServer::new(service))
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
+        .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
+        .add_routes(services)
+        .serve_with_incoming_shutdown(accept(door.listener, door.tls), async {
             let _ = shutting_down.await;
         });
     let server = tokio::spawn(async move {

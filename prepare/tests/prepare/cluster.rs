@@ -14,6 +14,7 @@ use std::{
 
 use parquet::basic::Compression;
 use polo_store::{corpus::CorpusManifest, testing::SeaweedFs};
+use polo_transport::testing::Authority;
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
@@ -376,7 +377,42 @@ fn a_fault_ends_the_preparation_as_it_does_alone() {
 }
 
 #[test]
+fn only_who_has_the_token_helps() {
+    let folder = folder();
+    undisturbed(&folder);
+    let place = Place::new(&folder);
+    let authority = Authority::new(&folder.path(""), "ca");
+    let shown = authority.issue("leader", &["127.0.0.1"]);
+    folder.write("token", "a-token-that-helpers-have");
+    folder.write("wrong", "a-token-that-nobody-has");
+    let text = |path: PathBuf| path.to_str().expect("UTF-8").to_owned();
+    let [cert, key, token, wrong, ca] =
+        [shown.cert, shown.key, folder.path("token"), folder.path("wrong"), authority.cert()].map(text);
+    let protection = ["--tls-cert", &cert, "--tls-key", &key, "--token-file", &token];
+    let mut leader = place.leader(&[&protection[..], &["--min-helpers", "1"]].concat());
+    let helper = |token: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_polo-prepare"));
+        command.args(["--join", &format!("https://{}", place.address), "--ca", &ca, "--jobs", "1"]);
+        Running::start(command.args(token))
+    };
+    for token in [&[][..], &["--token-file", &wrong]] {
+        let (status, words) = helper(token).wait();
+        assert!(!status.success() && words.contains("no valid token"), "{words}");
+    }
+    let mut friend = helper(&["--token-file", &token]);
+    leader.wait_for(&[&friend.name(), "has joined"]);
+    let words = leader.succeeds();
+    assert!(!words.contains("a-token-that"), "{words}");
+    friend.succeeds();
+    assert!(place.is_the_corpus_of_one());
+}
+
+#[test]
 fn who_cannot_help_is_told_why() {
+    let folder = Folder::new(&[("a.jsonl", jsonl(&["x"]))]);
+    let exposed = talk(&folder.command("open", &["--listen", "0.0.0.0:0"]).output().expect("runs"));
+    assert!(exposed.contains("can be reached by others") && exposed.contains("--tls-cert"), "{exposed}");
+
     let free = TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("bound").to_string();
     let nobody = talk(&join(&free, "1").output().expect("runs"));
     assert!(nobody.contains("nobody leads a preparation at http://127.0.0.1:"), "{nobody}");

@@ -49,6 +49,11 @@ impl Recipe {
         Self::resolve(toml_text, std::iter::empty(), &[], no_file)
     }
 
+    /// What a recipe's file may say, as a JSON Schema; the environment and `--set` lay values over it.
+    pub fn schema() -> serde_json::Value {
+        schemars::schema_for!(Self).into()
+    }
+
     /// The recipe as TOML, for [`Recipe::from_resolved`].
     pub fn to_toml(&self) -> String {
         // Every field is a table, number or string under a string key, which TOML can always say.

@@ -2,13 +2,14 @@
 
 use std::cmp::Ordering;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::Step;
 
 /// `[validation]`: the loss on samples that are never trained, of each source by itself. State 0 is evaluated as well: the
 /// baseline.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Validation {
     /// Steps from one evaluation to the next; the last state is always evaluated.
@@ -32,7 +33,7 @@ pub struct Validation {
 }
 
 /// What an alarm about a watched source leads to.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnWorse {
     /// It is told, and shown in the status.

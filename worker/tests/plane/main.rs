@@ -2,6 +2,7 @@
 
 mod contract;
 mod fake_nccl;
+mod fuzz;
 mod nccl;
 mod processes;
 mod reduce;
