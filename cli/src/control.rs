@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use polo_kubernetes::Forward;
+use polo_log::say;
 use polo_proto::v1::{CheckpointRequest, DrainRequest, GetStatusRequest, StopRequest, control_client::ControlClient};
 use polo_transport::{ClientArgs, Credentials};
 use tonic::{
@@ -11,7 +12,6 @@ use tonic::{
     service::interceptor::InterceptedService,
     transport::{Channel, Endpoint, Error},
 };
-use polo_log::say;
 
 use crate::{error::CliError, kubernetes::ClusterArgs};
 

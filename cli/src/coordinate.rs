@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use clap::Args;
 use polo_coordinator::{Network, News, Observers, Opening, Run, StopHandle, Wanted, json, machine::Outcome};
+use polo_log::say;
 use polo_proto::v1::SourceValidation;
 use polo_recipe::{config::Recipe, ids::Step};
 use polo_store::{
@@ -17,7 +18,6 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
 };
-use polo_log::say;
 
 use crate::{error::CliError, progress::Progress};
 

@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use polo_log::say;
 use polo_recipe::config::Recipe;
 use polo_recipe::layout::Layout;
 use polo_store::checkpoint::{self, Checked, Depth, Manifest, ParamReader};
 use polo_store::hf::{self, Dtype};
 use polo_store::{Store, StoreError};
-use polo_log::say;
 
 use crate::stored_run::{RunArgs, StoredRun};
 
@@ -69,7 +69,13 @@ pub async fn run(args: Args, recipe: Option<Recipe>) -> Result<(), Error> {
     let manifest = choose(&run.store, args.step).await?;
     let out = Store::open(&args.to)?;
     let tokenizer = tokenizer(args.tokenizer.as_deref(), run.recipe.corpus.tokenizer.as_deref())?;
-    say(format_args!("exporting step {} ({} parameters, {}) to {}", manifest.step, manifest.num_params, args.dtype, out.url()));
+    say(format_args!(
+        "exporting step {} ({} parameters, {}) to {}",
+        manifest.step,
+        manifest.num_params,
+        args.dtype,
+        out.url()
+    ));
     write(&run, &manifest, &out, args.dtype, tokenizer).await?;
     println!("{}", out.url());
     Ok(())
@@ -100,7 +106,9 @@ fn tokenizer(asked: Option<&Path>, of_recipe: Option<&str>) -> Result<Option<Byt
     };
     match (asked, of_recipe) {
         (Some(path), _) => read(path).map(Some),
-        (None, Some(path)) => Ok(read(Path::new(path)).map_err(|e| say(format_args!("exporting without tokenizer: {e}"))).ok()),
+        (None, Some(path)) => {
+            Ok(read(Path::new(path)).map_err(|e| say(format_args!("exporting without tokenizer: {e}"))).ok())
+        }
         (None, None) => Ok(None),
     }
 }

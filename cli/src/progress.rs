@@ -3,11 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use polo_coordinator::{News, machine::Notice};
+use polo_log::say;
 use polo_proto::v1::{Evaluation, SourceValidation, Status, StepSummary};
 use polo_recipe::ids::Step;
 use tokio::sync::mpsc;
-use polo_log::say;
-
 
 /// Steps at either end of the run over which the table's losses are averaged.
 const TABLE_STEPS: usize = 10;

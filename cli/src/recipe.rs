@@ -6,13 +6,13 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use polo_log::say;
 use polo_recipe::{config::Recipe, plan::SourceTokens, tokens::TokenTable};
 use polo_store::{
     Store,
     corpus::CorpusManifest,
     recipe_file::{self, RecipeFileError},
 };
-use polo_log::say;
 
 use crate::examples;
 

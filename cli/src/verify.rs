@@ -2,11 +2,11 @@
 
 use std::fmt::Write;
 
+use polo_log::say;
 use polo_recipe::{config::Recipe, ids::Step, plan::LedgerEntry};
 use polo_store::checkpoint::{self, Checked, Depth, Manifest};
 use polo_store::{Digest, Store, StoreError};
 use serde::Serialize;
-use polo_log::say;
 
 use crate::stored_run::{Planned, RunArgs, StoredRun};
 

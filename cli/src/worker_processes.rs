@@ -11,11 +11,11 @@ use std::{
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use polo_coordinator::StopHandle;
+use polo_log::say;
 use tokio::{
     process::{Child, Command},
     signal::unix::SignalKind,
 };
-use polo_log::say;
 
 use crate::error::CliError;
 

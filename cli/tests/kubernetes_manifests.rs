@@ -185,7 +185,10 @@ fn cert_manager_makes_every_certificate_that_is_asked_for() {
     }
     let monitor = built("overlays/prometheus");
     let tls = &find(&monitor, "PodMonitor", "example-coordinator")["spec"]["podMetricsEndpoints"][0]["tlsConfig"];
-    assert_eq!((&tls["serverName"], &tls["keySecret"]["name"]), (&json!("example-coordinator"), &json!("example-operator-tls")));
+    assert_eq!(
+        (&tls["serverName"], &tls["keySecret"]["name"]),
+        (&json!("example-coordinator"), &json!("example-operator-tls"))
+    );
 }
 
 #[test]

@@ -55,7 +55,8 @@ fn workers_train_on_while_a_coordinator_is_replaced() {
     let mut first = coordinator(&world, &expected);
     let address = first.address();
     let workers = ["worker-0", "worker-1"].map(|id| worker(&world, id, &address));
-    let (before, generation) = wait_for_status(&world, &address, |status| Some((past(1)(status)?, status["generation"].clone())));
+    let (before, generation) =
+        wait_for_status(&world, &address, |status| Some((past(1)(status)?, status["generation"].clone())));
     signal(first.pid(), "TERM");
     assert_eq!(first.finish().status.code(), Some(75));
     let port = address.rsplit(':').next().expect("a port").to_owned();

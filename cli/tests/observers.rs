@@ -62,7 +62,15 @@ impl Collector {
         let sockets = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("a port"));
         let [grpc, http] = sockets.map(|socket| socket.local_addr().expect("an address").to_string());
         let mut command = Command::new(third_party("rotel/rotel"));
-        command.args(["start", "--exporter", "blackhole", "--debug-log", "traces", "--debug-log-verbosity", "detailed"]);
+        command.args([
+            "start",
+            "--exporter",
+            "blackhole",
+            "--debug-log",
+            "traces",
+            "--debug-log-verbosity",
+            "detailed",
+        ]);
         command.args(["--otlp-grpc-endpoint", &grpc, "--otlp-http-endpoint", &http]);
         let log = fs::File::create(folder.path().join("log")).expect("a file");
         let process = command.stdout(log).stderr(Stdio::null()).spawn().expect("rotel starts");
@@ -110,9 +118,13 @@ fn a_collector_gets_steps_generations_and_checkpoints() {
     collector.wait_for("the generation, which is sent last", || collector.spans().contains_key("generation"));
     let spans = collector.spans();
     assert_eq!((spans["step"].len(), spans["checkpoint"].len(), spans["generation"].len()), (3, 2, 1), "{spans:?}");
-    let id = spans["generation"][0].lines().find_map(|line| line.trim().strip_prefix("ID             : ")).expect("an id");
+    let id =
+        spans["generation"][0].lines().find_map(|line| line.trim().strip_prefix("ID             : ")).expect("an id");
     for (number, step) in (1..).zip(&spans["step"]) {
-        assert!(step.contains(&format!("polo.step: Int({number})")) && step.contains(&format!("-> ID: {id}")), "{step}");
+        assert!(
+            step.contains(&format!("polo.step: Int({number})")) && step.contains(&format!("-> ID: {id}")),
+            "{step}"
+        );
     }
     assert!(spans["generation"][0].contains("polo.num_workers: Int(2)"), "{spans:?}");
     assert!(collector.log().contains("service.name: Str(polo)") && collector.log().contains("polo.run: Str(small)"));
@@ -123,7 +135,11 @@ fn a_collector_that_is_not_there_is_reported_and_holds_nothing_up() {
     let world = World::new();
     let output = finish(&mut world.run(&["--otlp-endpoint", "http://127.0.0.1:1"]));
     result(&output);
-    assert!(talk(&output).contains("WARN opentelemetry") || talk(&output).contains("ERROR opentelemetry"), "{}", talk(&output));
+    assert!(
+        talk(&output).contains("WARN opentelemetry") || talk(&output).contains("ERROR opentelemetry"),
+        "{}",
+        talk(&output)
+    );
 }
 
 #[test]
@@ -139,7 +155,9 @@ fn every_line_of_json_says_where_in_the_run_it_was_said() {
             assert!(line.get(key).is_some(), "{key} is not in {line}");
         }
     }
-    let of_step = |step: u64| lines.iter().find(|line| line["message"].as_str().is_some_and(|m| m.starts_with(&format!("step {step:>5} "))));
+    let of_step = |step: u64| {
+        lines.iter().find(|line| line["message"].as_str().is_some_and(|m| m.starts_with(&format!("step {step:>5} "))))
+    };
     let third = of_step(3).expect("the line of step 3");
     assert_eq!((&third["run"], &third["generation"], &third["step"]), (&"small".into(), &1.into(), &3.into()));
     let failed = finish(world.polo(&["run", "nowhere.toml"]).env("POLO_LOG_FORMAT", "json"));

@@ -16,8 +16,7 @@ use prost::Message as _;
 
 use crate::{
     core::Facts,
-    journal,
-    json,
+    journal, json,
     machine::{Action, Entry, Event, Restored, Settings, State, WorkerId},
     outside::Network,
     status::{Progress, history, status},
@@ -200,7 +199,13 @@ fn complaints() -> Vec<u8> {
     let generation = 8;
     encoded([
         Message::PlaneLost(v1::PlaneLost { generation, suspects: vec![1], reason: "reset".into(), timed_out: true }),
-        Message::NumericalTrouble(v1::NumericalTrouble { generation, step: 1, action: 4, suspects: vec![2], ..Default::default() }),
+        Message::NumericalTrouble(v1::NumericalTrouble {
+            generation,
+            step: 1,
+            action: 4,
+            suspects: vec![2],
+            ..Default::default()
+        }),
         Message::CopiesDiffer(v1::CopiesDiffer { generation, step: 1, chunk: 1, suspects: vec![0], is_certain: true }),
         Message::CheckpointDamaged(v1::CheckpointDamaged { generation, step: 5, problem: "torn".into() }),
         Message::Finished(v1::Finished { generation, step: 10, state_digest: "digest".into() }),
@@ -224,6 +229,80 @@ fn heard<'a>(facts: &'a Facts, bytes: &[u8]) -> Scene<'a> {
     scene
 }
 
+/// After hellos that make sense, a number that is as large as it can be in every place.
+fn extremes(facts: &Facts, most: u64) -> Vec<u8> {
+    let report = |step, loss| v1::StepReport {
+        generation: 8,
+        step,
+        loss,
+        sources: vec![v1::SourceLoss { source: "en".into(), loss, num_tokens: most }],
+        grad_norm: loss,
+        step_ms: most,
+        sent_bytes: most,
+        received_bytes: most,
+        data_wait_ms: most,
+        num_workers: u32::MAX,
+        compute_ms: most,
+        ..Default::default()
+    };
+    let arrived = v1::Arrived {
+        generation: 8,
+        num_lost_chunks: u32::MAX,
+        abort_ms: most,
+        transfer_ms: most,
+        ..Default::default()
+    };
+    let beat = v1::Heartbeat { generation: most, step: most, phase: "x".into(), phase_ms: most };
+    let loss = v1::ValidationLoss {
+        source: "en".into(),
+        loss: f64::NAN,
+        num_tokens: most,
+        bits_per_byte: Some(f64::INFINITY),
+    };
+    let trained = vec![v1::TrainedTokens { stage: "one".into(), source: "en".into(), num_tokens: most }];
+    let chunks = vec![v1::ChunkDigest { chunk: u32::MAX, digest: vec![7; 32] }];
+    let said = [
+        Message::Arrived(arrived),
+        Message::Heartbeat(beat),
+        Message::Step(report(1, f64::MAX)),
+        Message::Step(report(2, f64::NAN)),
+        Message::Step(report(3, f64::NEG_INFINITY)),
+        Message::Step(report(most, 0.0)),
+        Message::Validated(v1::Validated { generation: 8, step: 5, sources: vec![loss.clone()] }),
+        Message::Validated(v1::Validated { generation: most, step: most, sources: vec![loss] }),
+        Message::CheckpointPart(v1::CheckpointPart {
+            generation: 8,
+            step: most,
+            chunks: chunks.clone(),
+            trained,
+            witnessed: chunks,
+        }),
+        Message::PlaneLost(v1::PlaneLost {
+            generation: 8,
+            suspects: vec![u32::MAX],
+            reason: "x".repeat(9_999),
+            timed_out: true,
+        }),
+        Message::CopiesDiffer(v1::CopiesDiffer {
+            generation: 8,
+            step: most,
+            chunk: u32::MAX,
+            suspects: vec![u32::MAX],
+            is_certain: true,
+        }),
+        Message::Finished(v1::Finished { generation: 8, step: most, state_digest: String::new() }),
+    ];
+    let of_each = said.into_iter().flat_map(|message| (0..NUM_WORKERS).map(move |_| message.clone()));
+    let mut conversation = conversation(facts);
+    let hellos: usize = {
+        let mut rest = &conversation[..];
+        (0..NUM_WORKERS).for_each(|_| drop(v1::SessionRequest::decode_length_delimited(&mut rest)));
+        conversation.len() - rest.len()
+    };
+    conversation.truncate(hellos);
+    [conversation, encoded(of_each)].concat()
+}
+
 #[test]
 fn the_conversation_comes_to_a_checkpoint() {
     let facts = facts();
@@ -234,7 +313,9 @@ fn the_conversation_comes_to_a_checkpoint() {
 #[test]
 fn fuzz_messages() {
     let facts = facts();
-    let seeds = [conversation(&facts), complaints(), [conversation(&facts), complaints()].concat()];
+    let both = [conversation(&facts), complaints()].concat();
+    let extremes = [1 << 40, u64::MAX].map(|most| extremes(&facts, most));
+    let seeds = [&[conversation(&facts), complaints(), both][..], &extremes].concat();
     fuzz(FOLDER, "messages", &seeds, |bytes| heard(&facts, bytes).tell_everybody());
 }
 

@@ -46,7 +46,9 @@ impl Services {
 }
 
 fn too_many_watch() -> Status {
-    Status::resource_exhausted(format!("{MAX_WATCHERS} others watch this run already; ask for its status now and then instead"))
+    Status::resource_exhausted(format!(
+        "{MAX_WATCHERS} others watch this run already; ask for its status now and then instead"
+    ))
 }
 
 fn has_ended() -> Status {

@@ -17,6 +17,9 @@ const MAX_NAME_BYTES: usize = 260;
 /// Of what a worker tells people.
 const MAX_WORDS_BYTES: usize = 4096;
 
+/// Of steps, generations and milliseconds: more than any run comes to, and far from where sums of them would overflow.
+const MAX_NUMBER: u64 = 1 << 40;
+
 /// A message that makes no sense.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
@@ -39,6 +42,14 @@ pub enum WireError {
         /// The greatest length.
         most: usize,
     },
+    /// A number that no worker comes to.
+    #[error("{field} is {value}; {MAX_NUMBER} is the most")]
+    BadNumber {
+        /// The field.
+        field: &'static str,
+        /// What it holds.
+        value: u64,
+    },
     /// A digest of the wrong length.
     #[error("the digest of chunk {chunk} has {num_bytes} bytes, 32 are needed")]
     BadDigest {
@@ -51,8 +62,11 @@ pub enum WireError {
 
 /// What a hello says.
 pub fn introduction(hello: v1::Hello) -> Result<(WorkerId, Introduction, Standing), WireError> {
-    let standing =
-        Standing { generation: Generation(hello.generation), step: hello.step.map(Step), is_leaving: hello.leaving };
+    let standing = Standing {
+        generation: generation(hello.generation)?,
+        step: hello.step.map(step).transpose()?,
+        is_leaving: hello.leaving,
+    };
     let introduction = Introduction {
         incarnation: hello.incarnation,
         recipe_identity: name("recipe_identity", hello.recipe_identity)?,
@@ -70,6 +84,18 @@ fn name(field: &'static str, text: String) -> Result<String, WireError> {
     if is_fit { Ok(text) } else { Err(WireError::BadName { field, num_bytes: text.len(), most: MAX_NAME_BYTES }) }
 }
 
+fn number(field: &'static str, value: u64) -> Result<u64, WireError> {
+    if value <= MAX_NUMBER { Ok(value) } else { Err(WireError::BadNumber { field, value }) }
+}
+
+fn step(value: u64) -> Result<Step, WireError> {
+    number("step", value).map(Step)
+}
+
+fn generation(value: u64) -> Result<Generation, WireError> {
+    number("generation", value).map(Generation)
+}
+
 /// Words for people, without what would steer their terminals, and no more of them than anybody reads.
 fn words(mut text: String) -> String {
     text.truncate(text.floor_char_boundary(MAX_WORDS_BYTES));
@@ -81,43 +107,45 @@ pub fn said(message: v1::SessionRequest) -> Result<Said, WireError> {
     use session_request::Message;
     Ok(match message.message.ok_or(WireError::Empty)? {
         Message::Hello(_) => return Err(WireError::SecondHello),
-        Message::Heartbeat(m) => Said::Heartbeat { step: Step(m.step), phase: words(m.phase), phase_ms: m.phase_ms },
+        Message::Heartbeat(m) => {
+            Said::Heartbeat { step: step(m.step)?, phase: words(m.phase), phase_ms: number("phase_ms", m.phase_ms)? }
+        }
         Message::Step(m) => Said::StepDone(StepDone {
-            generation: Generation(m.generation),
-            step: Step(m.step),
-            step_ms: m.step_ms,
-            compute_ms: m.compute_ms,
+            generation: generation(m.generation)?,
+            step: step(m.step)?,
+            step_ms: number("step_ms", m.step_ms)?,
+            compute_ms: number("compute_ms", m.compute_ms)?,
             num_slots: m.num_slots,
         }),
-        Message::Arrived(m) => Said::Arrived(arrival(m)),
+        Message::Arrived(m) => Said::Arrived(arrival(m)?),
         Message::Leaving(_) => Said::Leaving,
         Message::PlaneLost(m) => Said::PlaneLost {
-            generation: Generation(m.generation),
+            generation: generation(m.generation)?,
             suspects: ranks(m.suspects),
             reason: words(m.reason),
             timed_out: m.timed_out,
         },
         Message::CheckpointPart(m) => Said::CheckpointPart(part(m)?),
         Message::CheckpointDamaged(m) => Said::CheckpointDamaged {
-            generation: Generation(m.generation),
-            step: Step(m.step),
+            generation: generation(m.generation)?,
+            step: step(m.step)?,
             problem: words(m.problem),
         },
-        Message::Finished(m) => Said::Finished { generation: Generation(m.generation), step: Step(m.step) },
+        Message::Finished(m) => Said::Finished { generation: generation(m.generation)?, step: step(m.step)? },
         Message::CopiesDiffer(m) => Said::CopiesDiffer {
-            generation: Generation(m.generation),
-            step: Step(m.step),
+            generation: generation(m.generation)?,
+            step: step(m.step)?,
             chunk: m.chunk,
             suspects: ranks(m.suspects),
             is_certain: m.is_certain,
         },
         Message::NumericalTrouble(m) => Said::NumericalTrouble {
-            generation: Generation(m.generation),
-            step: Step(m.step),
+            generation: generation(m.generation)?,
+            step: step(m.step)?,
             remedy: remedy(m.action()).ok_or(WireError::Empty)?,
             suspects: ranks(m.suspects),
         },
-        Message::Validated(m) => Said::Validated(evaluation(m)),
+        Message::Validated(m) => Said::Validated(evaluation(m)?),
         Message::Failed(m) => Said::Failed { reason: words(m.reason), ends_run: m.ends_run },
     })
 }
@@ -126,24 +154,24 @@ fn ranks(ranks: Vec<u32>) -> Vec<Rank> {
     ranks.into_iter().map(Rank).collect()
 }
 
-fn arrival(m: v1::Arrived) -> Arrival {
-    Arrival {
-        generation: Generation(m.generation),
-        step: Step(m.step),
+fn arrival(m: v1::Arrived) -> Result<Arrival, WireError> {
+    Ok(Arrival {
+        generation: generation(m.generation)?,
+        step: step(m.step)?,
         is_from_checkpoint: m.origin() == v1::Origin::Checkpoint,
         num_lost_chunks: m.num_lost_chunks,
-        abort_ms: m.abort_ms,
-        transfer_ms: m.transfer_ms,
-    }
+        abort_ms: number("abort_ms", m.abort_ms)?,
+        transfer_ms: number("transfer_ms", m.transfer_ms)?,
+    })
 }
 
 /// Whose generation it was does not matter: a state's losses are the same in any.
-fn evaluation(m: v1::Validated) -> Evaluation {
+fn evaluation(m: v1::Validated) -> Result<Evaluation, WireError> {
     let of_source = |loss: v1::ValidationLoss| {
         let v1::ValidationLoss { source, loss, num_tokens, bits_per_byte } = loss;
         SourceLoss { source, loss, num_tokens, bits_per_byte }
     };
-    Evaluation { step: Step(m.step), sources: m.sources.into_iter().map(of_source).collect() }
+    Ok(Evaluation { step: step(m.step)?, sources: m.sources.into_iter().map(of_source).collect() })
 }
 
 fn remedy(action: v1::TroubleAction) -> Option<Remedy> {
@@ -178,7 +206,7 @@ fn part(m: v1::CheckpointPart) -> Result<CheckpointPart, WireError> {
     let chunks = m.chunks.into_iter().map(digest).collect::<Result<_, _>>()?;
     let witnessed = m.witnessed.into_iter().map(digest).collect::<Result<_, _>>()?;
     let trained = m.trained.into_iter().map(|t| (t.stage, t.source, t.num_tokens)).collect();
-    Ok(CheckpointPart { step: Step(m.step), chunks, witnessed, trained })
+    Ok(CheckpointPart { step: step(m.step)?, chunks, witnessed, trained })
 }
 
 /// What goes into messages to workers beside what the machine says.

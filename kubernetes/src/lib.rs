@@ -13,10 +13,10 @@ mod names;
 mod render;
 mod submission;
 
-pub use names::coordinator_host;
 pub use cluster::{
     Change, Cluster, ClusterError, ClusterOptions, Deletion, Forward, LogLine, LogOptions, Logs, Scaled,
 };
+pub use names::coordinator_host;
 pub use render::{Object, render, to_yaml};
 pub use submission::{Account, Submission, SubmissionError, TlsSecrets, WorkerSize};
 

@@ -305,7 +305,8 @@ fn protection(objects: &[Value], name: &str) -> (Vec<String>, BTreeMap<String, S
         items.into_iter().map(move |item| format!("{name}/{}", text(&item["path"])))
     };
     let env = pod["containers"][0]["env"].as_array().expect("variables").iter();
-    let paths = env.filter(|variable| variable["value"].as_str().is_some_and(|v| v.starts_with("/etc/polo-protection/")));
+    let paths =
+        env.filter(|variable| variable["value"].as_str().is_some_and(|v| v.starts_with("/etc/polo-protection/")));
     (sources.flat_map(files).collect(), paths.map(|v| (text(&v["name"]), text(&v["value"]))).collect())
 }
 
@@ -313,7 +314,8 @@ fn protection(objects: &[Value], name: &str) -> (Vec<String>, BTreeMap<String, S
 fn a_worker_gets_neither_the_key_of_the_coordinator_nor_the_token_of_people() {
     let objects = objects(&rich_submission());
     let (files, paths) = protection(&objects, "small-coordinator");
-    let of_coordinator = ["small-coordinator-tls/tls.crt", "small-coordinator-tls/tls.key", "small-coordinator-tls/ca.crt"];
+    let of_coordinator =
+        ["small-coordinator-tls/tls.crt", "small-coordinator-tls/tls.key", "small-coordinator-tls/ca.crt"];
     assert_eq!(files, [&of_coordinator[..], &["small-tokens/worker-token", "small-tokens/operator-token"]].concat());
     assert_eq!(paths["POLO_CLIENT_CA"], "/etc/polo-protection/ca.crt");
     let (files, paths) = protection(&objects, "small-worker");

@@ -54,7 +54,9 @@ pub fn fail(error: impl Display) {
 /// In one piece: worker processes write to the same terminal, and `eprintln!` would let lines mix.
 fn write(level: &'static str, message: &dyn Display, text: &dyn Display) {
     let line = match FORMAT.get() {
-        Some(Format::Json) => Line::new(level, PROGRAM.get().copied().unwrap_or_default()).with_message(message.to_string()).to_string(),
+        Some(Format::Json) => {
+            Line::new(level, PROGRAM.get().copied().unwrap_or_default()).with_message(message.to_string()).to_string()
+        }
         _ => text.to_string(),
     };
     // Nobody may be listening any more, which is no reason to end a run.

@@ -22,7 +22,10 @@ fn fuzz_indexes() {
         let Ok(index) = Index::parse("fuzz.idx", bytes) else { return };
         index.num_tokens();
         assert_eq!(index.document_token_bounds().len() as u64, index.num_documents() + 1);
-        assert_eq!(Index::parse("again.idx", &index.to_bytes()).map(|again| again.to_bytes()).ok(), Some(index.to_bytes()));
+        assert_eq!(
+            Index::parse("again.idx", &index.to_bytes()).map(|again| again.to_bytes()).ok(),
+            Some(index.to_bytes())
+        );
     });
 }
 

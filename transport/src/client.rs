@@ -1,6 +1,6 @@
 //! Connections to a coordinator, encrypted if its address says so.
 
-use std::{io, sync::Arc};
+use std::{io, pin::Pin, sync::Arc};
 
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, pki_types::ServerName};
@@ -15,7 +15,7 @@ use tonic::{
     service::Interceptor,
     transport::{Channel, Endpoint, Error, Uri},
 };
-use tower::service_fn;
+use tower::{Service, service_fn};
 
 use crate::{
     ClientArgs, TransportError,
@@ -40,6 +40,19 @@ impl Interceptor for Credentials {
         }
         Ok(request)
     }
+}
+
+type Dialing = Pin<Box<dyn Future<Output = io::Result<TokioIo<Box<dyn Stream>>>> + Send>>;
+
+/// What tonic makes connections with.
+trait Connector:
+    Service<Uri, Response = TokioIo<Box<dyn Stream>>, Error = io::Error, Future = Dialing> + Send + 'static
+{
+}
+
+impl<C> Connector for C where
+    C: Service<Uri, Response = TokioIo<Box<dyn Stream>>, Error = io::Error, Future = Dialing> + Send + 'static
+{
 }
 
 /// Either kind of stream.
@@ -76,12 +89,20 @@ impl Client {
 
     /// Connects to where an endpoint of [`Client::prepare`] leads.
     pub async fn connect(&self, endpoint: Endpoint) -> Result<Channel, Error> {
+        endpoint.connect_with_connector(self.connector()).await
+    }
+
+    /// As [`Client::connect`], when it is first used, and again whenever it has to be.
+    pub fn connect_when_used(&self, endpoint: &Endpoint) -> Channel {
+        endpoint.connect_with_connector_lazy(self.connector())
+    }
+
+    fn connector(&self) -> impl Connector {
         let client = self.clone();
-        let connector = service_fn(move |uri: Uri| {
+        service_fn(move |uri: Uri| {
             let client = client.clone();
-            async move { client.dial(uri).await.map(TokioIo::new) }
-        });
-        endpoint.connect_with_connector(connector).await
+            Box::pin(async move { client.dial(uri).await.map(TokioIo::new) }) as Dialing
+        })
     }
 
     /// As [`Client::connect`], over a stream that leads there already: one connection is all there is.

@@ -16,6 +16,17 @@ AXE = pathlib.Path(__file__).resolve().parents[3] / "third_party" / "browser" / 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--hide-scrollbars"]
 
+# Keeps the last states that a page was told, for whoever compares what it shows with them.
+LISTENS = """
+window.told = [];
+const parse = JSON.parse;
+JSON.parse = (text) => {
+  const value = parse(text);
+  if (value && value.members) window.told = [...window.told.slice(-20), value];
+  return value;
+};
+"""
+
 # Whether a font has a glyph: what it draws differs from what it draws for characters that no font has, and is not blank.
 GLYPHS = r"""
 const canvas = document.createElement("canvas");
@@ -44,6 +55,7 @@ def chromium():
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
         driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
         driver.set_script_timeout(60)
+        driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": LISTENS})
         driver.get("about:blank")
         requested(driver)
         try:

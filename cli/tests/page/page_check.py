@@ -26,9 +26,8 @@ const table = (id) => {
   return [...document.querySelectorAll(`#${id} tbody tr`)].map(cells);
 };
 const terms = (id) => Object.fromEntries([...document.querySelectorAll(`#${id} > div`)].map((item) => [...item.children].map((part) => part.textContent)).map(([term, value, note]) => [term, { value, note }]));
-draw();
 return {
-  status, run: text("run"), phase: text("phase"), step: text("step"), num_steps: text("num-steps"), stage: text("stage"), link: document.getElementById("link").dataset.link,
+  told: window.told, run: text("run"), phase: text("phase"), step: text("step"), num_steps: text("num-steps"), stage: text("stage"), link: document.getElementById("link").dataset.link,
   notices: [...document.querySelectorAll("#notices li")].map((item) => item.textContent),
   figures: terms("figures"), details: terms("details"), identity: terms("identity"),
   sources: table("sources"), workers: table("workers"), incidents: table("incidents"),
@@ -152,12 +151,12 @@ def wait_for(driver, condition):
 
 
 def wrong_state(driver, url, token=None):
-    """What differs from the server's state. A run goes on meanwhile: of a later state than we know, the page's word is taken."""
-    until = time.monotonic() + PATIENCE_S
+    """What differs from the server's state; from a later one, if the run has gone on, that the server has told the page."""
+    until, known = time.monotonic() + PATIENCE_S, status_of(url, token)
     while True:
-        known = status_of(url, token)
         shown = driver.execute_script(STATE_OF_PAGE)
-        found = differences(shown, shown["status"] if shown["status"]["step"] > known["step"] else known)
+        later = [state for state in shown["told"] if state["step"] > known["step"] and number(state["step"]) == shown["step"]]
+        found = differences(shown, [known, *later][-1])
         if not found or time.monotonic() > until:
             return found
         time.sleep(0.3)

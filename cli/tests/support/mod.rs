@@ -293,18 +293,15 @@ pub fn first_on_stdout<T>(command: &mut Command, wanted: impl Fn(&str) -> Option
     let stdout = BufReader::new(child.stdout.take().expect("piped"));
     let (sender, lines) = mpsc::channel();
     thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
-    let (deadline, mut last) = (Instant::now() + LIMIT, String::new());
-    loop {
-        let Ok(line) = lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) else {
-            panic!("nothing of the kind within {LIMIT:?}; its last line: {last}");
-        };
-        if let Some(found) = wanted(&line) {
-            let _ = child.kill();
-            let _ = child.wait();
-            return found;
-        }
-        last = line;
+    let (deadline, mut last, mut found) = (Instant::now() + LIMIT, String::new(), None);
+    while found.is_none()
+        && let Ok(line) = lines.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+    {
+        (found, last) = (wanted(&line), line);
     }
+    let _ = child.kill();
+    let _ = child.wait();
+    found.unwrap_or_else(|| panic!("nothing of the kind within {LIMIT:?}; its last line: {last}"))
 }
 
 /// The JSON line at the end of a run that went well.

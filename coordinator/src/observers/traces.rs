@@ -10,18 +10,21 @@ use opentelemetry::{
     KeyValue,
     trace::{Link, Span as _, SpanBuilder, SpanContext, Status, TracerProvider as _},
 };
-use opentelemetry_otlp::{ExporterBuildError, SpanExporter, WithExportConfig, WithTonicConfig, tonic_types::transport::ClientTlsConfig};
+use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithTonicConfig};
 use opentelemetry_sdk::{
     Resource,
     trace::{SdkTracer, SdkTracerProvider, Span},
 };
 use polo_proto::v1::StepSummary;
 use polo_recipe::ids::{Generation, Step};
+use polo_transport::{Client, ClientArgs};
 use tokio::sync::mpsc;
 
 use crate::{News, machine::Notice};
 
-/// How long the collector may take for what is sent last.
+/// How long the collector may take for what it is sent,
+const LIMIT: Duration = Duration::from_secs(10);
+/// and for what comes last.
 const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Sends traces.
@@ -38,12 +41,14 @@ pub struct Traces {
 impl Traces {
     /// To the collector at this address.
     pub fn to(collector: &str, run: &str) -> Result<Self, String> {
-        Ok(Self::over(exporter(collector).map_err(|e| e.to_string())?, run))
+        Ok(Self::over(exporter(collector)?, run))
     }
 
     fn over(exporter: SpanExporter, run: &str) -> Self {
-        let resource = Resource::builder().with_service_name("polo").with_attribute(KeyValue::new("polo.run", run.to_owned()));
-        let provider = SdkTracerProvider::builder().with_resource(resource.build()).with_batch_exporter(exporter).build();
+        let resource =
+            Resource::builder().with_service_name("polo").with_attribute(KeyValue::new("polo.run", run.to_owned()));
+        let provider =
+            SdkTracerProvider::builder().with_resource(resource.build()).with_batch_exporter(exporter).build();
         let tracer = provider.tracer("polo");
         Self { provider, tracer, run: run.into(), generation: None, newest: None }
     }
@@ -62,7 +67,9 @@ impl Traces {
         match news {
             News::Step(summary) => self.step(summary, now),
             News::Notice(Notice::Formed(generation, seats)) => self.begin_generation(*generation, seats.len(), now),
-            News::Notice(notice @ Notice::Interrupted(..)) => self.end_generation(now, Status::error(notice.to_string())),
+            News::Notice(notice @ Notice::Interrupted(..)) => {
+                self.end_generation(now, Status::error(notice.to_string()))
+            }
             News::Notice(Notice::CheckpointStored(step)) => self.checkpoint(*step, None, now),
             News::Notice(Notice::CheckpointFailed(step, error)) => self.checkpoint(*step, Some(error), now),
             News::Notice(notice) => self.note(notice, now),
@@ -123,19 +130,23 @@ impl Traces {
     fn span(&self, name: &'static str, began: SystemTime, attributes: impl IntoIterator<Item = KeyValue>) -> Span {
         let within = self.generation.as_ref().map(|(generation, span)| (*generation, span.span_context().clone()));
         let known = [KeyValue::new("polo.run", self.run.clone())].into_iter();
-        let known = known.chain(within.iter().map(|(generation, _)| KeyValue::new("polo.generation", number(generation.0))));
+        let known =
+            known.chain(within.iter().map(|(generation, _)| KeyValue::new("polo.generation", number(generation.0))));
         let links = within.iter().map(|(_, context): &(Generation, SpanContext)| Link::with_context(context.clone()));
         let builder = SpanBuilder::from_name(name).with_start_time(began).with_links(links.collect());
         builder.with_attributes(known.chain(attributes).collect::<Vec<_>>()).start(&self.tracer)
     }
 }
 
-fn exporter(collector: &str) -> Result<SpanExporter, ExporterBuildError> {
-    let exporter = SpanExporter::builder().with_tonic().with_endpoint(collector);
-    match collector.starts_with("https://") {
-        true => exporter.with_tls_config(ClientTlsConfig::new().with_native_roots()).build(),
-        false => exporter.build(),
-    }
+/// Over a connection that is made when there is something to send.
+fn exporter(collector: &str) -> Result<SpanExporter, String> {
+    let ca = std::env::var_os("OTEL_EXPORTER_OTLP_CERTIFICATE").map(Into::into);
+    let client = Client::new(ClientArgs { ca, ..ClientArgs::default() });
+    let (endpoint, _) = client.prepare(collector).map_err(|e| e.to_string())?;
+    let channel = client.connect_when_used(&endpoint.connect_timeout(LIMIT).timeout(LIMIT));
+    let exporter =
+        SpanExporter::builder().with_tonic().with_endpoint(collector).with_timeout(LIMIT).with_channel(channel);
+    exporter.build().map_err(|e| e.to_string())
 }
 
 /// Attributes know no unsigned numbers.

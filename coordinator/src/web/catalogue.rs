@@ -53,7 +53,12 @@ fn everything() -> Status {
         members: vec![Member { compute_ms: Some(0), slowdown: Some(1.0), ..Default::default() }],
         incidents: vec![Incident { bill: Some(bill), ..Default::default() }],
         ledger: vec![LedgerEntry::default()],
-        validation: vec![SourceValidation { baseline: evaluation, last: evaluation, watched: true, ..Default::default() }],
+        validation: vec![SourceValidation {
+            baseline: evaluation,
+            last: evaluation,
+            watched: true,
+            ..Default::default()
+        }],
         ..Default::default()
     }
 }

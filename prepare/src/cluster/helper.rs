@@ -101,7 +101,8 @@ impl Leader {
         let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).http2_keep_alive_interval(CONNECT_TIMEOUT);
         let channel = self.client.connect(endpoint.keep_alive_timeout(2 * CONNECT_TIMEOUT)).await;
         let channel = channel.map_err(|error| words(&error))?;
-        Ok(PreparationClient::with_interceptor(channel, credentials).max_decoding_message_size(MAX_DESCRIPTION_BYTES + (1 << 20)))
+        Ok(PreparationClient::with_interceptor(channel, credentials)
+            .max_decoding_message_size(MAX_DESCRIPTION_BYTES + (1 << 20)))
     }
 
     async fn describe(&self) -> Result<v1::DescribeResponse, PrepareError> {

@@ -9,12 +9,12 @@ use std::{
 };
 
 use polo_fuzz::fuzz;
+use polo_recipe::ids::Rank;
 use polo_worker::plane::{
     DataPlane, Listener, Transfer,
     rendezvous::{Timeouts, form},
     tcp::TcpPlane,
 };
-use polo_recipe::ids::Rank;
 
 use crate::{
     contract::receive,

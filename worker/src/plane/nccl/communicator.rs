@@ -113,7 +113,9 @@ impl Communicator {
     pub(super) fn stop(&self) {
         if !self.0.end(ABORT_PATIENCE) || !self.0.has_let_go(ABORT_PATIENCE) {
             let seconds = ABORT_PATIENCE.as_secs();
-            polo_log::fail(format_args!("{seconds} s after an abort, NCCL still uses this worker's memory; the process ends"));
+            polo_log::fail(format_args!(
+                "{seconds} s after an abort, NCCL still uses this worker's memory; the process ends"
+            ));
             std::process::exit(1);
         }
     }
