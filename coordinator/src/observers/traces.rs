@@ -41,16 +41,12 @@ pub struct Traces {
 impl Traces {
     /// To the collector at this address.
     pub fn to(collector: &str, run: &str) -> Result<Self, String> {
-        Ok(Self::over(exporter(collector)?, run))
-    }
-
-    fn over(exporter: SpanExporter, run: &str) -> Self {
         let resource =
             Resource::builder().with_service_name("polo").with_attribute(KeyValue::new("polo.run", run.to_owned()));
-        let provider =
-            SdkTracerProvider::builder().with_resource(resource.build()).with_batch_exporter(exporter).build();
+        let provider = SdkTracerProvider::builder().with_resource(resource.build());
+        let provider = provider.with_batch_exporter(exporter(collector)?).build();
         let tracer = provider.tracer("polo");
-        Self { provider, tracer, run: run.into(), generation: None, newest: None }
+        Ok(Self { provider, tracer, run: run.into(), generation: None, newest: None })
     }
 
     /// Sends what happens until nothing more does.
