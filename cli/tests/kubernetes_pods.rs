@@ -80,6 +80,19 @@ fn a_worker_that_comes_when_the_run_has_been_completed_has_nothing_to_do() {
 }
 
 #[test]
+fn a_run_whose_end_was_not_written_down_is_ended_by_workers_that_come_later() {
+    let world = World::new();
+    let completed = support::result(&finish(&mut world.run(&[])));
+    let journal =
+        std::fs::read_dir(world.path("run/journal")).expect("a journal").map(|entry| entry.expect("one").path());
+    let last = journal.filter(|path| path.extension().is_some_and(|it| it == "json")).max().expect("entries");
+    assert!(std::fs::read_to_string(&last).expect("text").contains("ended"), "{}", last.display());
+    std::fs::remove_file(last).expect("removed");
+    let again = support::result(&finish(&mut world.run(&[])));
+    assert_eq!(again["state_digest"], completed["state_digest"]);
+}
+
+#[test]
 fn a_coordinator_stops_the_run_on_sigterm_unless_told_otherwise() {
     let world = World::new();
     let mut coordinator = coordinator(&world, &[]);

@@ -54,6 +54,9 @@ use tokio::{
     time::timeout,
 };
 
+/// How long a coordinator is looked for whose run has come to its last step.
+const AFTER_THE_END: Duration = Duration::from_secs(5);
+
 /// How long the torch thread may take to end.
 const TORCH_FAREWELL: Duration = Duration::from_secs(2);
 
@@ -222,7 +225,7 @@ async fn work_until_asked_to_leave(args: Args, recipe: Recipe, sigterm: Arc<Sigt
     }
 }
 
-/// Works; a coordinator that cannot be reached may have gone with the run's end, and so may one that is not there yet.
+/// Works for as long as there is a coordinator. One that is not there may have gone with the run's end.
 async fn work_unless_completed(
     args: Args,
     recipe: Recipe,
@@ -230,11 +233,15 @@ async fn work_unless_completed(
     terminations: Signal,
     sigterm: Arc<Sigterm>,
 ) -> Result<Ending, WorkerError> {
-    if !is_completed(&recipe, &corpus).await? {
-        let ending = work(args, recipe.clone(), corpus.clone(), terminations, sigterm).await?;
-        if !matches!(ending, Ending::Failed(_)) || !is_completed(&recipe, &corpus).await? {
-            return Ok(ending);
-        }
+    let coordinator_timeout = match is_completed(&recipe, &corpus).await? {
+        // It may be there all the same, if all died before the end was written down.
+        true => AFTER_THE_END,
+        false => Duration::from_secs(recipe.workers.coordinator_timeout_s),
+    };
+    let ending = work(args, recipe.clone(), corpus.clone(), terminations, sigterm, coordinator_timeout).await?;
+    let has_failed = matches!(ending, Ending::Failed(_));
+    if !has_failed || !is_completed(&recipe, &corpus).await.unwrap_or(false) {
+        return Ok(ending);
     }
     polo_log::say(format_args!("the run in {} has been completed; there is nothing left to do", recipe.run.store));
     Ok(Ending::Released)
@@ -266,12 +273,12 @@ async fn work(
     corpus: Arc<Corpus>,
     terminations: Signal,
     sigterm: Arc<Sigterm>,
+    coordinator_timeout: Duration,
 ) -> Result<Ending, WorkerError> {
     let listening = Listener::bind(args.listen, &recipe.identity());
     let listener = listening.map_err(|source| WorkerError::Listen { address: args.listen, source })?;
     let (to_agent, effects) = mpsc::unbounded_channel();
     let (to_outbox, outbox) = mpsc::unbounded_channel();
-    let coordinator_timeout = Duration::from_secs(recipe.workers.coordinator_timeout_s);
     let coordinator = with_scheme(&args.coordinator);
     let client = Client::new(args.protection.clone());
     // What is wrong with the files of certificates and tokens is said now, not as a coordinator that cannot be reached.
