@@ -136,10 +136,14 @@ impl Scene<'_> {
             *session = Some((worker.clone(), introduction.incarnation));
             return self.event(Event::Hello(worker, introduction, standing));
         }
-        if let Some(Message::Step(report)) = &request.message {
-            self.progress.take(report.clone(), &self.facts.plan);
-        }
+        let report = match &request.message {
+            Some(Message::Step(report)) => Some(report.clone()),
+            _ => None,
+        };
         let (Some((worker, incarnation)), Ok(said)) = (session, said(request)) else { return };
+        if let Some(report) = report {
+            self.progress.take(report, &self.facts.plan);
+        }
         self.event(Event::Said(worker.clone(), *incarnation, said));
     }
 
@@ -235,7 +239,7 @@ fn extremes(facts: &Facts, most: u64) -> Vec<u8> {
         generation: 8,
         step,
         loss,
-        sources: vec![v1::SourceLoss { source: "en".into(), loss, num_tokens: most }],
+        sources: vec![v1::SourceLoss { source: "en".into(), loss, num_tokens: most }; 2],
         grad_norm: loss,
         step_ms: most,
         sent_bytes: most,

@@ -116,12 +116,10 @@ async fn first_hello(
 /// Passes on what a worker says until its stream ends.
 async fn listen(services: Services, worker: WorkerId, incarnation: u64, mut messages: Streaming<v1::SessionRequest>) {
     while let Ok(Some(message)) = messages.message().await {
-        if let Some(session_request::Message::Step(report)) = &message.message {
-            let report = Inbound::Report(report.clone());
-            if services.tell_core(report).await.is_err() {
-                return;
-            }
-        }
+        let report = match &message.message {
+            Some(session_request::Message::Step(report)) => Some(report.clone()),
+            _ => None,
+        };
         let event = match wire::said(message) {
             Ok(said) => Event::Said(worker.clone(), incarnation, said),
             Err(error) => {
@@ -129,6 +127,11 @@ async fn listen(services: Services, worker: WorkerId, incarnation: u64, mut mess
                 break;
             }
         };
+        if let Some(report) = report
+            && services.tell_core(Inbound::Report(report)).await.is_err()
+        {
+            return;
+        }
         if services.tell_core(Inbound::Event(event)).await.is_err() {
             return;
         }

@@ -54,8 +54,8 @@ impl Progress {
     fn add(&mut self, step: &v1::StepSummary) {
         self.totals.num_steps += 1;
         self.totals.num_skipped_steps += u64::from(step.skipped);
-        self.totals.sent_bytes = self.totals.sent_bytes.saturating_add(step.sent_bytes);
-        self.totals.received_bytes = self.totals.received_bytes.saturating_add(step.received_bytes);
+        self.totals.sent_bytes += step.sent_bytes;
+        self.totals.received_bytes += step.received_bytes;
         self.source_losses.extend(step.sources.iter().map(|loss| (loss.source.clone(), loss.clone())));
         self.history.add(step);
     }

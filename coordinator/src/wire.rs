@@ -17,7 +17,7 @@ const MAX_NAME_BYTES: usize = 260;
 /// Of what a worker tells people.
 const MAX_WORDS_BYTES: usize = 4096;
 
-/// Of steps, generations and milliseconds: more than any run comes to, and far from where sums of them would overflow.
+/// Of steps, generations, milliseconds, tokens and bytes of a step: more than any run comes to, and far from where sums of them would overflow.
 const MAX_NUMBER: u64 = 1 << 40;
 
 /// A message that makes no sense.
@@ -110,13 +110,7 @@ pub fn said(message: v1::SessionRequest) -> Result<Said, WireError> {
         Message::Heartbeat(m) => {
             Said::Heartbeat { step: step(m.step)?, phase: words(m.phase), phase_ms: number("phase_ms", m.phase_ms)? }
         }
-        Message::Step(m) => Said::StepDone(StepDone {
-            generation: generation(m.generation)?,
-            step: step(m.step)?,
-            step_ms: number("step_ms", m.step_ms)?,
-            compute_ms: number("compute_ms", m.compute_ms)?,
-            num_slots: m.num_slots,
-        }),
+        Message::Step(m) => Said::StepDone(step_done(&m)?),
         Message::Arrived(m) => Said::Arrived(arrival(m)?),
         Message::Leaving(_) => Said::Leaving,
         Message::PlaneLost(m) => Said::PlaneLost {
@@ -147,6 +141,20 @@ pub fn said(message: v1::SessionRequest) -> Result<Said, WireError> {
         },
         Message::Validated(m) => Said::Validated(evaluation(m)?),
         Message::Failed(m) => Said::Failed { reason: words(m.reason), ends_run: m.ends_run },
+    })
+}
+
+/// Also what only people are told of it is looked at: it is added up for them.
+fn step_done(m: &v1::StepReport) -> Result<StepDone, WireError> {
+    let of_sources = m.sources.iter().map(|source| ("num_tokens", source.num_tokens));
+    let of_all = [("sent_bytes", m.sent_bytes), ("received_bytes", m.received_bytes), ("data_wait_ms", m.data_wait_ms)];
+    of_all.into_iter().chain(of_sources).try_for_each(|(field, value)| number(field, value).map(drop))?;
+    Ok(StepDone {
+        generation: generation(m.generation)?,
+        step: step(m.step)?,
+        step_ms: number("step_ms", m.step_ms)?,
+        compute_ms: number("compute_ms", m.compute_ms)?,
+        num_slots: m.num_slots,
     })
 }
 
