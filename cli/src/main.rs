@@ -169,7 +169,7 @@ mod tests {
         let whole = help.replace("\\\n", " ");
         let lines = whole.lines().map(str::trim).filter(|line| line.starts_with("polo "));
         let words = |line: &str| {
-            let until_shell = line.split_whitespace().take_while(|word| !["|", ">", "#"].contains(word));
+            let until_shell = line.split_whitespace().take_while(|word| !["|", ">", "#", "&&"].contains(word));
             until_shell.map(|word| word.trim_matches('\'').into()).collect()
         };
         lines.map(words).collect()

@@ -72,7 +72,8 @@ fn a_coordinator_that_freezes_is_given_up_by_workers_and_watchers() {
     let mut worker = world.worker(&["--id", "a", "--coordinator", &address]);
     let worker = Running::start(worker.args(ENDLESS).args(sets));
     coordinator.wait_for_line("step     1 ");
-    let watcher = Running::start(&mut world.polo(&["status", "--watch", "--address", &address]));
+    let mut watcher = Running::start(&mut world.polo(&["status", "--watch", "--address", &address]));
+    watcher.wait_for_output();
     wait_for_status(&world, &address, |status| (status["step"].as_u64() > Some(1)).then_some(()));
     signal(coordinator.pid(), "STOP");
     assert_one_error(&worker.finish(), &["waited 1 s for the coordinator at http://127"]);

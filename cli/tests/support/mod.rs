@@ -223,6 +223,11 @@ impl Running {
         self.child.id()
     }
 
+    /// Waits until it has written something to standard output.
+    pub fn wait_for_output(&mut self) {
+        self.child.stdout.as_mut().expect("piped").read_exact(&mut [0]).expect("output");
+    }
+
     /// The next line on standard error for which `wanted` gives something.
     pub fn wait_for<T>(&mut self, what: &str, wanted: impl Fn(&str) -> Option<T>) -> T {
         let deadline = Instant::now() + LIMIT;
