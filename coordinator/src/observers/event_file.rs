@@ -60,9 +60,9 @@ fn masked_crc(bytes: &[u8]) -> u32 {
 mod tests {
     use super::*;
 
-    /// The first record that TensorFlow's own writer makes at second 0.
+    /// That TensorBoard itself reads such files is tested in `cli/tests/observers.rs`.
     #[test]
-    fn records_are_framed_as_tensorflow_frames_them() {
+    fn a_record_is_its_length_and_its_message_each_with_a_checksum() {
         let mut file = Vec::new();
         append(&mut file, &Event { step: 1, ..Event::default() });
         assert_eq!(file[..8], 2_u64.to_le_bytes());
