@@ -98,7 +98,7 @@ pub enum TransportError {
         url: String,
     },
     /// An address that makes no sense.
-    #[error("{url:?} is no address of a coordinator: {problem}; it looks like http://HOST:7070 or https://HOST:7070")]
+    #[error("{url:?} is no address to connect to: {problem}; it looks like http://HOST:7070 or https://HOST:7070")]
     Address {
         /// What was given.
         url: String,
